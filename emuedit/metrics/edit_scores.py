@@ -40,7 +40,7 @@ def evaluate_system(
     """
     seeds = [seed_for("evaluation", edits.task, i, seed) for i in range(len(edits.instructions))]
     outputs, tasks = system(edits, seeds)
-    verdict = edits.judge(outputs)
+    verdict, exact = edits.judge(outputs), edits.exact
     scores: dict[str, edit_similarity.Column] = {column: [None] * len(seeds) for column in METRICS.values()}
     if scorers is not None:
         scores = {column: [] for column in METRICS.values()}
@@ -62,7 +62,7 @@ def evaluate_system(
             seed=seeds[i],
             source=encode_png(edits.before[i]),
             output=encode_png(outputs[i]),
-            exact=None if edits.exact is None else encode_png(edits.exact[i]),
+            exact=None if exact is None else encode_png(exact[i]),
             success=bool(verdict.success[i]) and tasks[i] != NO_EDIT,
             reason=verdict.reason[i] if tasks[i] != NO_EDIT else REFUSAL,
             scores={metric: finite_or_none(scores[column][i]) for metric, column in METRICS.items()},

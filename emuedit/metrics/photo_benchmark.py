@@ -10,7 +10,7 @@ that is a copy of its image is no reference.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -38,6 +38,8 @@ _ADVICE = {
 """Split -> what to change if a task has too few edits: previews and inversion use `train`, the evaluation `held_out`."""
 _SPLITS = tuple(_ADVICE)
 
+CALIBRATED_BOUNDS = ("min_gain", "min_dino", "min_dino_whole")
+"""The bounds that a calibration measures; the others, of comparisons with a reference result, are set by hand."""
 MAX_CACHED_BYTES = 2**29
 """Of scaled images in memory: 680 of 512 px."""
 
@@ -73,7 +75,8 @@ class PhotoEdits:
     """The images to edit, uint8 [N, H, W, 3]."""
     results: list[Pixels | None]
     """Reference result of each edit, uint8 [H, W, 3], or None."""
-    judge_of_folder: SimilarityJudge
+    open_judge: Callable[[], SimilarityJudge]
+    """Returns the folder's judge, and loads its models if they are not loaded."""
 
     @property
     def exact(self) -> Pixels | None:
@@ -84,7 +87,7 @@ class PhotoEdits:
     def judge(self, output: Pixels) -> JudgeResults:
         """Judge the N outputs of a system, uint8 [N, H, W, 3]."""
         captions = self.input_captions, self.output_captions
-        return self.judge_of_folder.judge(self.task, self.before, output, captions, self.results)
+        return self.open_judge().judge(self.task, self.before, output, captions, self.results)
 
 
 class _SquareCache:
@@ -172,7 +175,7 @@ class PhotoBenchmark:
             [row["output_caption"] for row in rows],
             np.stack([self._load(row["image"]) for row in rows]),
             [self._load(row["result"]) if row.get("result") else None for row in rows],
-            self.similarity_judge,
+            lambda: self.similarity_judge,
         )
 
     @property
@@ -182,11 +185,15 @@ class PhotoBenchmark:
 
     @property
     def uncalibrated_tasks(self) -> tuple[str, ...]:
-        """Tasks with edits that are judged by captions, with the default bounds, which are not measured."""
-        if self.settings.bounds != JudgeBounds():
-            return ()
-        tasks = {row["task"] for row in self.rows if not is_compared(row, self.settings.clip)} - set(self.settings.task_bounds)
-        return tuple(task for task in self.tasks if task in tasks)
+        """Tasks with edits that are judged by captions, with the default CALIBRATED_BOUNDS, which are not measured."""
+        settings, defaults = self.settings, JudgeBounds()
+        by_captions = {row["task"] for row in self.rows if not is_compared(row, settings.clip)}
+        bounds_of = {task: settings.task_bounds.get(task, settings.bounds) for task in self.tasks if task in by_captions}
+        return tuple(
+            task
+            for task, bounds in bounds_of.items()
+            if all(getattr(bounds, name) == getattr(defaults, name) for name in CALIBRATED_BOUNDS)
+        )
 
     @cached_property
     def similarity_judge(self) -> SimilarityJudge:
@@ -197,6 +204,10 @@ class PhotoBenchmark:
         device = Runtime.choose(self.device).device
         models = clip.load(self.settings.clip, device), dino.load(self.settings.dino, device)
         return SimilarityJudge(*models, self.settings.bounds, self.settings.task_bounds)
+
+    def free_judge(self) -> None:
+        """Free the memory of the judge's models; they are loaded again on next use."""
+        vars(self).pop("similarity_judge", None)
 
     def _load(self, name: str) -> Pixels:
         return _squares.load(self.folder / name, self.settings.size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -61,24 +61,25 @@ def _summarise(records: Sequence[EvalRecord], tasks: Sequence[str], metrics: Seq
     systems = list(dict.fromkeys(record.system for record in records))
     tables: dict[str, Table] = {}
     for metric in metrics:
-        values = {
-            (system, name): [
-                (_value(metric, record), record) for record in records if (record.system, record.task) == (system, name)
-            ]
-            for system in systems
-            for name in tasks
-        }
+        values: dict[tuple[str, str], list[float]] = defaultdict(list)  # (system, task) -> defined values
+        undefined: dict[str, Counter[tuple[str, str]]] = defaultdict(Counter)  # table of counts -> (system, task) -> number
+        for record in records:
+            if record.task not in tasks:
+                continue
+            value = _value(metric, record)
+            if value is None:
+                undefined[_undefined_name(metric, record)][record.system, record.task] += 1
+            else:
+                values[record.system, record.task].append(value)
         tables[metric] = {}
         for system in systems:
-            means = {name: _mean([value for value, _ in values[system, name] if value is not None]) for name in tasks}
-            tables[metric][system] = {"overall": _mean([v for n in trained if (v := means[n]) is not None]), **means}
-        causes = {
-            key: Counter(_undefined_name(metric, record) for value, record in pairs if value is None)
-            for key, pairs in values.items()
-        }
-        for cause in sorted({cause for counter in causes.values() for cause in counter}):
-            counts = {system: {name: float(causes[system, name][cause]) for name in tasks} for system in systems}
-            tables[cause] = {system: {"overall": sum(row[name] for name in trained), **row} for system, row in counts.items()}
+            means = {task: _mean(values[system, task]) for task in tasks}
+            tables[metric][system] = {"overall": _mean([mean for task in trained if (mean := means[task]) is not None]), **means}
+        for name, numbers in sorted(undefined.items()):
+            tables[name] = {}
+            for system in systems:
+                row = {task: float(numbers[system, task]) for task in tasks}
+                tables[name][system] = {"overall": sum(row[task] for task in trained), **row}
     return tables
 
 

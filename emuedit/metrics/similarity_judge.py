@@ -11,7 +11,7 @@ An edit succeeds if its gain is at least `min_gain` and the DINO cosine of both 
 part) or `min_dino_whole` (the whole image). For tasks whose captions do not describe the edit (boxes, maps, brightness), a
 reference result is needed: the mean difference to it is at most `max_result_l1`, and at most `max_left` of the difference between
 input and reference remains, since the input is near the reference of a thin box or a mild filter. The bounds depend on the
-models: `calibrate` sets them from edits with reference results. Agreement with people is not measured.
+models: `calibrate_bounds` sets them from edits with reference results. Agreement with people is not measured.
 """
 
 from __future__ import annotations
@@ -98,6 +98,29 @@ class ResultError:
 
 
 @dataclass(frozen=True)
+class Measures:
+    """What is measured of N outputs."""
+
+    gain: Floats
+    """float64 [N], in [-2, 2]; _NEVER for equal captions."""
+    dino: Floats
+    """DINO cosines of input and output, float64 [N], in [-1, 1]; infinite where they are not compared."""
+    errors: Sequence[ResultError | None]
+    """None for an output without a reference result."""
+
+    def rejection_reasons(self, task: str, bounds: JudgeBounds) -> tuple[str, ...]:
+        """Why each output is rejected; empty if it is accepted."""
+        return tuple(
+            _rejection_reason(task, bounds, float(gain), float(cosine), error)
+            for gain, cosine, error in zip(self.gain, self.dino, self.errors, strict=True)
+        )
+
+    def accepted_share(self, task: str, bounds: JudgeBounds) -> float:
+        """Share of the outputs that are accepted, in [0, 1]."""
+        return float(np.mean([not reason for reason in self.rejection_reasons(task, bounds)]))
+
+
+@dataclass(frozen=True)
 class JudgeResults:
     """The judge's verdicts on N outputs."""
 
@@ -153,54 +176,70 @@ class SimilarityJudge:
 
         results: reference result of each, uint8 [H, W, 3], or None.
         """
-        images = [self._embed(self.clip, pictures) for pictures in (before, after)]
-        texts = [self.clip.embed_texts(list(of_side)).cpu() for of_side in captions]
-        gains = project_gains(*images, *texts)
-        cosines = (self._embed(self.dino, before) * self._embed(self.dino, after)).sum(1).double().numpy()
-        errors = [
-            None if result is None else ResultError.of(picture, output, result)
-            for picture, output, result in zip(before, after, results, strict=True)
-        ]
-        bounds = self.task_bounds.get(task, self.bounds)
-        reasons = tuple(
-            _rejection_reason(task, bounds, float(gain), float(cosine), error)
-            for gain, cosine, error in zip(gains, cosines, errors, strict=True)
-        )
-        return JudgeResults(np.array([not reason for reason in reasons]), reasons, gains, cosines)
+        images, texts = self._embed_edits(before, after, captions)
+        measures = Measures(project_gains(*images, *texts), self._cosines(before, after), _result_errors(before, after, results))
+        reasons = measures.rejection_reasons(task, self.task_bounds.get(task, self.bounds))
+        return JudgeResults(np.array([not reason for reason in reasons]), reasons, measures.gain, measures.dino)
 
     def calibrate(self, task: str, before: Pixels, exact: Pixels, captions: tuple[Sequence[str], Sequence[str]]) -> Calibration:
-        """Calibrate bounds for one task from at least four edits with reference results.
+        """Calibrate bounds for one task from at least four edits with reference results, see `calibrate_bounds`.
 
-        `min_gain`, at least MIN_CALIBRATED_GAIN, best separates reference results from wrong outputs (balanced accuracy): other
-        edits' reference results and one unchanged image, whose gain is 0 (with more of them, more of the others are accepted).
-        `min_dino` is the 5 % quantile of the reference results. They apply to tasks judged by captions; annotated tasks are
-        judged by their reference results. Check `separates` before using them. Raises ValueError for fewer edits.
+        before, exact: inputs and reference results, uint8 [N, H, W, 3]. captions: of both. Raises ValueError for fewer edits.
         """
         n = len(before)
         if n < 4:
             raise ValueError(f"want at least four edits of {task} with reference results to calibrate from, got {n}")
-        unknown = [None] * n
-        verdicts = self.judge(task, before, exact, captions, unknown)
-        images = [self._embed(self.clip, pictures) for pictures in (before, exact)]
-        texts = [self.clip.embed_texts(list(of_side)).cpu() for of_side in captions]
+        images, texts = self._embed_edits(before, exact, captions)
         shifted = [torch.roll(embeddings, 1, 0) for embeddings in images]  # pair each edit with the captions of another
-        others = project_gains(*shifted, *texts)
-        gain = max(best_threshold(verdicts.gain, np.append(others, 0.0)), MIN_CALIBRATED_GAIN)
-        floor = float(np.quantile(verdicts.dino, 0.05))
-        bounds = self.bounds.model_copy(update={"min_gain": gain, _dino_bound(task): floor})
-        judge = SimilarityJudge(self.clip, self.dino, bounds)
-        results = list(exact) if get_task(task).annotated else unknown
+        results = list(exact) if get_task(task).annotated else [None] * n
 
-        def accepted(after: Pixels) -> float:
-            return float(judge.judge(task, before, after, captions, results).success.mean())
+        def errors(after: Pixels) -> list[ResultError | None]:
+            return _result_errors(before, after, results)
 
-        unrelated = accepted(np.roll(exact, 1, 0)) if get_task(task).annotated else float((others >= gain).mean())
-        return Calibration(task, bounds, accepted(exact), unrelated, accepted(before), n)
+        return calibrate_bounds(
+            task,
+            self.bounds,
+            right=Measures(project_gains(*images, *texts), self._cosines(before, exact), errors(exact)),
+            unrelated=Measures(project_gains(*shifted, *texts), np.full(n, np.inf), errors(np.roll(exact, 1, 0))),
+            unchanged=Measures(np.zeros(n), np.ones(n), errors(before)),
+        )
+
+    def _embed_edits(
+        self, before: Pixels, after: Pixels, captions: tuple[Sequence[str], Sequence[str]]
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Unit CLIP embeddings [N, D] of the images before and after, and of both captions."""
+        images = [self._embed(self.clip, pictures) for pictures in (before, after)]
+        return images, [self.clip.embed_texts(list(of_side)).cpu() for of_side in captions]
+
+    def _cosines(self, before: Pixels, after: Pixels) -> Floats:
+        return (self._embed(self.dino, before) * self._embed(self.dino, after)).sum(1).double().numpy()
 
     @staticmethod
     def _embed(scorer: ClipScorer | DinoScorer, pictures: Pixels) -> torch.Tensor:
         batches = (pictures[start : start + _BATCH] for start in range(0, len(pictures), _BATCH))
         return torch.cat([scorer.embed_images(image_tensors.from_uint8(batch)).cpu() for batch in batches])
+
+
+def calibrate_bounds(task: str, bounds: JudgeBounds, right: Measures, unrelated: Measures, unchanged: Measures) -> Calibration:
+    """Calibrate bounds for one task from three outputs of each edit; the other fields of `bounds` stay.
+
+    right: reference results. unrelated: reference results of other edits. unchanged: inputs. `min_gain`, at least
+    MIN_CALIBRATED_GAIN, best separates reference results from wrong outputs (balanced accuracy): unrelated ones and one unchanged
+    image, whose gain is 0 (with more of them, more of the others are accepted). `min_dino` is the 5 % quantile of the reference
+    results. They apply to tasks judged by captions; annotated tasks are judged by their reference results. Check
+    `Calibration.separates` before using them.
+    """
+    gain = max(best_threshold(right.gain, np.append(unrelated.gain, 0.0)), MIN_CALIBRATED_GAIN)
+    floor = float(np.quantile(right.dino, 0.05))
+    bounds = bounds.model_copy(update={"min_gain": gain, _dino_bound(task): floor})
+    return Calibration(
+        task,
+        bounds,
+        right=right.accepted_share(task, bounds),
+        unrelated=unrelated.accepted_share(task, bounds),
+        unchanged=unchanged.accepted_share(task, bounds),
+        n=len(right.gain),
+    )
 
 
 def project_gains(before: torch.Tensor, after: torch.Tensor, text_before: torch.Tensor, text_after: torch.Tensor) -> Floats:
@@ -217,6 +256,14 @@ def best_threshold(right: Floats, wrong: Floats) -> float:
     middles = (values[1:] + values[:-1]) / 2 if len(values) > 1 else values
     accuracy = [(right >= t).mean() + (wrong < t).mean() for t in middles]
     return float(middles[int(np.argmax(accuracy))])
+
+
+def _result_errors(before: Pixels, after: Pixels, results: Sequence[Pixels | None]) -> list[ResultError | None]:
+    """Errors of N outputs; None for those without a reference result."""
+    return [
+        None if result is None else ResultError.of(picture, output, result)
+        for picture, output, result in zip(before, after, results, strict=True)
+    ]
 
 
 def _dino_bound(task: str) -> str:

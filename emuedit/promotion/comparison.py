@@ -33,6 +33,7 @@ from emuedit.progress import Progress
 from emuedit.promotion.gate import GateError, Measurement
 from emuedit.runtime import Runtime
 from emuedit.tasks import HELD_OUT, changes_whole_image, get_task
+from emuedit.tracking import service_errors
 
 EVALUATION = Path("reports/evaluation")
 """Output folder of the stage `evaluation`."""
@@ -72,6 +73,7 @@ class ComparisonConditions:
         return content_key({"items": named}, *sorted(set(code)))
 
 
+@service_errors.local("measured editors")
 def read_conditions(root: Path, section: str = "evaluation", extra_tasks: Sequence[str] = ()) -> ComparisonConditions:
     """The edits of the workspace's evaluation, and those of further tasks. Raises ParamsError for a wrong section."""
     values = config.read_yaml(root / config.PARAMS_FILE)
@@ -84,6 +86,7 @@ def read_conditions(root: Path, section: str = "evaluation", extra_tasks: Sequen
     return ComparisonConditions(section, values["world"]["benchmark"], tasks, int(part["n_edits"]), settings, **optional)
 
 
+@service_errors.local("measured editors")
 def check_tasks(conditions: ComparisonConditions, champion_uri: str) -> None:
     """Raise GateError if the benchmark lacks edits of a task with which the champion was promoted."""
     source = benchmark.load(conditions.benchmark, conditions.device)
@@ -97,6 +100,7 @@ def check_tasks(conditions: ComparisonConditions, champion_uri: str) -> None:
             ) from error
 
 
+@service_errors.local("measured editors")
 def with_tasks(conditions: ComparisonConditions, tasks: Sequence[str]) -> ComparisonConditions:
     """The conditions for the `tasks` with edits in the benchmark; unchanged ones if none of them is a trained task."""
     source = benchmark.load(conditions.benchmark, conditions.device)
@@ -108,6 +112,7 @@ def with_tasks(conditions: ComparisonConditions, tasks: Sequence[str]) -> Compar
     return replace(conditions, tasks=tuple(present)) if any(get_task(task) not in HELD_OUT for task in present) else conditions
 
 
+@service_errors.local("measured editors")
 def measure(package: Path, name: str, conditions: ComparisonConditions, root: Path) -> Measurement:
     """Measure the editor of a package on the edits. Tasks measured before with the same bytes and code are not run again."""
     conditions_key = conditions.key(root)
@@ -125,6 +130,7 @@ def measure(package: Path, name: str, conditions: ComparisonConditions, root: Pa
     return replace(_summarise(name, records, conditions_key), size_bytes=size, note=note)
 
 
+@service_errors.local("measured editors")
 def measure_nothing(conditions: ComparisonConditions, root: Path) -> Measurement:
     """Measure the identity baseline, which a first model must beat."""
     source = benchmark.load(conditions.benchmark, conditions.device)
@@ -135,10 +141,11 @@ def measure_nothing(conditions: ComparisonConditions, root: Path) -> Measurement
     return replace(_summarise("the identity baseline", records, conditions.key(root)), note=note)
 
 
+@service_errors.local("measured editors")
 def measure_speed(packages: Sequence[Path], conditions: ComparisonConditions) -> list[float]:
     """Seconds per edit of each package: the shortest of five, measured alternately, since other work only adds time."""
     runtime = Runtime.choose(conditions.device, conditions.dtype)
-    edits = benchmark.load(conditions.benchmark)(conditions.tasks[0], conditions.split, 0, 1)
+    edits = benchmark.load(conditions.benchmark, conditions.device)(conditions.tasks[0], conditions.split, 0, 1)
     runs = [Systems(package, conditions.settings, runtime)[_SYSTEM] for package in packages]
     seconds: list[list[float]] = [[] for _ in packages]
     for turn in range(_TIMED_EDITS + 1):

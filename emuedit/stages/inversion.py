@@ -55,7 +55,7 @@ def run(params: InversionParams, root: Path) -> Summary:
     named = {"benchmark": params.world.benchmark, "dtype": runtime.dtype}
     recorded = params.model_dump(mode="json", exclude={"world", "device"}) | named
     sampler = sampling.load(root / EDITOR, runtime)
-    edits = benchmark.load(params.world.benchmark)(params.task, "train", 0, params.n_examples + params.n_held_out)
+    edits = benchmark.load(params.world.benchmark, runtime.device)(params.task, "train", 0, params.n_examples + params.n_held_out)
     n_passes = batch_divisor()
     if n_passes > 1:
         print(f"inversion: ran out of memory; retrying with {n_passes} passes per step", flush=True)
@@ -78,13 +78,14 @@ def encode_benchmark(
 
     n_passes: divisor of the encoding batch size. Raises InversionError without reference results.
     """
-    if edits.exact is None:
+    exact = edits.exact
+    if exact is None:
         raise InversionError(
             f"want edits of {edits.task!r} with reference results to learn from, got none; let the benchmark return `exact`"
         )
     rows = range(len(edits.instructions))
     split = (rows[: settings.n_examples], rows[settings.n_examples :])
-    return encode_split(sampler, edits.before, edits.exact, edits.instructions, split, settings.flip, n_passes)
+    return encode_split(sampler, edits.before, exact, edits.instructions, split, settings.flip, n_passes)
 
 
 if __name__ == "__main__":

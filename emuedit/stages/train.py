@@ -33,7 +33,7 @@ from emuedit.training.batches.aspect_buckets import AspectBuckets
 from emuedit.training.batches.kept_pairs import TrainingPairs
 from emuedit.training.batches.latent_cache import LatentCache
 from emuedit.training.batches.latent_files import EncodingKeys
-from emuedit.training.distributed import TrainingProcesses, n_passes, n_processes, open_accelerator, run_distributed
+from emuedit.training.distributed import TrainingProcesses, is_sharded, n_passes, n_processes, open_accelerator, run_distributed
 from emuedit.training.loop import Preview, TrainLoop
 from emuedit.training.optim.optimization import STATE_FILE, read_average
 from emuedit.training.start_average import average_with_start
@@ -56,7 +56,7 @@ class PreviewParams(config.Params):
     """Sample edits during training: contact sheets in `previews/`, and the success of each task in the log."""
 
     function: str = "emuedit/metrics/training_preview.py"
-    """A .py file with `preview(benchmark, tasks, n_edits, settings, folder)`, which returns a function of (sampler, step)."""
+    """File with `preview(benchmark, tasks, n_edits, settings, folder, device)`, returning a function of (sampler, step)."""
     every_min: float = Field(30.0, ge=0)
     """Minimum minutes between previews; a preview is made together with a held-out loss."""
     n_edits: int = Field(4, ge=1)
@@ -113,9 +113,9 @@ class TrainJob:
             main, preview = accelerator.is_main_process, None
             with waiting("train: making the editor") if main else contextlib.nullcontext():
                 editor, cache = self.make_editor()
-                if params.preview is not None:
+                if main or is_sharded(accelerator):  # the processes that show previews
                     folder = self.scratch / PREVIEWS if main else Path(discarded)
-                    preview = _prepare_preview(params.preview, params, editor, cache.tasks, folder, main)
+                    preview = _prepare_preview(params, editor, cache.tasks, folder, str(accelerator.device), main)
                 loop = TrainLoop(editor, cache, params, self.scratch, accelerator, preview)
             loop.run()
         return editor
@@ -215,12 +215,12 @@ def _check_editor(
 ) -> None:
     """Check that the training fits into memory and that the previews can be made.
 
-    Raises MemoryFitError, and what the benchmark raises for a missing task.
+    Raises MemoryFitError, and what the benchmark raises for a missing task or a missing model of its judge.
     """
     training_checks.print_memory(editor, buckets, params, processes, params.preview is not None)
-    if params.preview is not None:
-        with tempfile.TemporaryDirectory() as discarded:
-            _prepare_preview(params.preview, params, editor, tasks, Path(discarded), main=True)
+    with tempfile.TemporaryDirectory() as discarded:
+        if preview := _prepare_preview(params, editor, tasks, Path(discarded), processes.device, main=True):
+            preview.check()
 
 
 def _train_in_processes(
@@ -240,11 +240,13 @@ def _train_in_processes(
 
 
 def _prepare_preview(
-    settings: PreviewParams, params: TrainParams, editor: TrainableEditor, tasks: Sequence[str], folder: Path, main: bool
-) -> Preview:
-    """The preview of a training, printed by the main process. Fails early if the benchmark lacks a task."""
+    params: TrainParams, editor: TrainableEditor, tasks: Sequence[str], folder: Path, device: str, main: bool
+) -> Preview | None:
+    """The preview of a training, if any, printed by the main process. Fails early if the benchmark lacks a task."""
+    if (settings := params.preview) is None:
+        return None
     make_edits = config.import_function(settings.function, "preview")
-    edit = make_edits(params.world.benchmark, tasks, settings.n_edits, settings.settings, folder)
+    edit = make_edits(params.world.benchmark, tasks, settings.n_edits, settings.settings, folder, device)
 
     def show(step: int) -> dict[str, float]:
         with editor.sampling() as sampler:
@@ -253,7 +255,7 @@ def _prepare_preview(
             print(f"train: step {step}, {metrics['success.overall']:.2f} of the edits succeed; see {folder}", flush=True)
         return metrics
 
-    return Preview(60 * settings.every_min, show)
+    return Preview(60 * settings.every_min, show, getattr(edit, "check", lambda: None))
 
 
 def _with_smaller_passes(params: TrainParams, world_size: int) -> TrainParams:

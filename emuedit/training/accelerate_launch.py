@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,12 @@ from emuedit.processes import die_with_parent
 from emuedit.training.distributed import TrainingProcesses, death_by_signal, first_failure, record_failure
 
 _KILLED = "killed"  # file with the local rank of a process that died by SIGKILL
+_FSDP = "FSDP"
+_KINDS = ("NO", "MULTI_GPU", "MULTI_CPU", _FSDP)  # accelerate's other kinds need code that `Optimization` lacks
 
 
 class LaunchConfigError(ValueError):
-    """Raised for a config file of accelerate that is missing or incomplete."""
+    """Raised for a config file of accelerate that is missing, incomplete, or for another kind of training."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class LaunchConfig:
 
     @classmethod
     def read(cls, file: Path) -> LaunchConfig:
-        """Read a config file. Raises LaunchConfigError."""
+        """Read a config file. Raises LaunchConfigError, also for sharding other than FSDP2."""
         if not file.is_file():
             raise LaunchConfigError(f"want a config file of accelerate, got no file at {file}; see infra/accelerate/")
         values = read_yaml(file)
@@ -51,12 +53,36 @@ class LaunchConfig:
             raise LaunchConfigError(
                 f"want num_processes of at least 1 in {file}, got {n_processes}; set it to the number of GPUs on all machines"
             )
-        is_sharded = str(values.get("distributed_type")).upper() == "FSDP"
-        return cls(n_processes, int(values.get("machine_rank") or 0), is_sharded, bool(values.get("use_cpu")))
+        kind = values.get("distributed_type")
+        kind = "NO" if kind is False else kind  # YAML reads an unquoted NO as false
+        if kind not in _KINDS:
+            raise LaunchConfigError(f"want distributed_type {', '.join(_KINDS)} in {file}, got {kind}; see infra/accelerate/")
+        if kind == _FSDP:
+            _check_fsdp(values.get("fsdp_config") or {}, file)
+        return cls(n_processes, int(values.get("machine_rank") or 0), kind == _FSDP, bool(values.get("use_cpu")))
 
     def processes(self, device: str) -> TrainingProcesses:
         """The processes of the training. `device`: the one that this process would choose."""
         return TrainingProcesses("cpu" if self.use_cpu else device, self.n_processes, self.is_sharded)
+
+
+def _check_fsdp(options: Mapping[str, Any], file: Path) -> None:
+    """Raise LaunchConfigError for FSDP that renames weights, so that some would have no part in clipping, EMA and state.
+
+    options: the section fsdp_config, whose keys accelerate reads with and without the prefix fsdp_.
+    """
+    options = {key.removeprefix("fsdp_"): value for key, value in options.items()}
+    version = options.get("version")
+    if str(version) != "2":
+        raise LaunchConfigError(
+            f"want fsdp_version 2 below fsdp_config in {file}, got {version} (accelerate's default is 1, which renames weights); "
+            f"run `accelerate to-fsdp2 --config_file {file} --overwrite`, or copy infra/accelerate/fsdp.yaml"
+        )
+    if str(options.get("activation_checkpointing", False)).lower() != "false":
+        raise LaunchConfigError(
+            f"want fsdp_activation_checkpointing false in {file}, got {options['activation_checkpointing']}, which renames "
+            "weights; set it to false, and train.gradient_checkpointing to true"
+        )
 
 
 def run_accelerate(config: Path, work: Callable[..., object], *args: Any) -> None:

@@ -49,6 +49,8 @@ class Preview:
     every_s: float
     show: Callable[[int], dict[str, float]]
     """Called with the number of steps done, while the editor has the averaged weights; returns metrics."""
+    check: Callable[[], None] = lambda: None
+    """Raises an error now if the benchmark's judge cannot be loaded; the optional method `check` of the preview's function."""
 
 
 class TrainLoop:
@@ -117,19 +119,20 @@ class TrainLoop:
                 self._unchecked.append((optimization.step - 1, losses, norm))
                 done, last = optimization.step, optimization.step == settings.steps
                 is_logged = last or not done % settings.log_every_steps
-                if is_logged or len(self._unchecked) >= check_every:
+                is_evaluated = last or not done % settings.eval_every_steps
+                if is_logged or is_evaluated or len(self._unchecked) >= check_every:
                     metrics = self._check(feed)
                 if progress is not None:
                     progress.advance(note=f"loss {metrics['loss']:.4f}" if math.isfinite(metrics["loss"]) else "")
-                if not is_logged:
-                    continue
 
                 # Log, evaluate, save
-                if speed is not None:
+                if is_logged and speed is not None:
                     self._log(**metrics, lr=lr, **speed.read(done))
-                self._evaluate(last)
-                self._save(last)
-                if speed is not None:
+                if is_evaluated:
+                    self._evaluate()
+                if is_logged:
+                    self._save(last)
+                if speed is not None and (is_logged or is_evaluated):
                     speed.restart(done)
         if self._graph is not None:  # free the graph and its memory, which includes the gradients
             self._graph = None
@@ -182,12 +185,9 @@ class TrainLoop:
         file.write_text(json.dumps({"step": step, "pair_ids": list(pair_ids)}, indent=1))
         raise TrainingError(f"{problem}; inspect its pairs (ids in {file}), or lower train.lr")
 
-    def _evaluate(self, last: bool) -> None:
+    def _evaluate(self) -> None:
         """Held-out loss and, when due, sample edits, with the averaged weights."""
-        done = self.optimization.step
-        if done % self.settings.eval_every_steps and not last:
-            return
-        preview = self.preview
+        done, preview = self.optimization.step, self.preview
         if preview and not self._agree(time.monotonic() - self._previewed_at >= preview.every_s):
             preview = None
         with self.optimization.averaged():

@@ -106,7 +106,7 @@ class TrainSettings(config.Params):
     held_out_share: float = Field(0.05, ge=0, lt=1)
     """Share of captions whose pairs are held out."""
     eval_every_steps: int = Field(100, ge=1)
-    """Steps between evaluations of the held-out loss."""
+    """Steps between evaluations of the held-out loss; it is also evaluated after the last step."""
     log_every_steps: int = Field(10, ge=1)
     """Steps between lines of stats.jsonl."""
     save_every_s: float = Field(60.0, ge=0)

@@ -13,6 +13,7 @@ from emuedit.training.presets import with_preset
 
 if TYPE_CHECKING:
     from emuedit.metrics.photo_benchmark import JudgeFile, PhotoBenchmark
+    from emuedit.metrics.similarity_judge import Calibration
 
 _SIZE = 512
 _FEWEST_RESULTS = 4
@@ -125,8 +126,26 @@ def _calibrate(benchmark: "PhotoBenchmark") -> "JudgeFile":
         if not calibration.separates:
             line = "the judge barely separates correct results from wrong or unchanged ones"
             print(f"{calibration.task}: {line}, so its bounds are not written; check its captions and results, or add edits")
-    bounds = {calibration.task: calibration.bounds for calibration in calibrations if calibration.separates}
-    return benchmark.settings.model_copy(update={"task_bounds": bounds})
+    return _with_bounds(benchmark.settings, calibrations)
+
+
+def _with_bounds(settings: "JudgeFile", calibrations: Sequence["Calibration"]) -> "JudgeFile":
+    """The settings with the calibrated bounds; other bounds of these tasks, and other tasks, are kept as set by hand.
+
+    A task whose calibration does not separate gets the bounds of tasks without their own entry in place of earlier ones.
+    """
+    from emuedit.metrics.photo_benchmark import CALIBRATED_BOUNDS
+
+    task_bounds = dict(settings.task_bounds)
+    for calibration in calibrations:
+        measured = calibration.bounds if calibration.separates else settings.bounds
+        changes = {name: getattr(measured, name) for name in CALIBRATED_BOUNDS}
+        bounds = task_bounds.get(calibration.task, settings.bounds).model_copy(update=changes)
+        if bounds == settings.bounds:
+            task_bounds.pop(calibration.task, None)
+        else:
+            task_bounds[calibration.task] = bounds
+    return settings.model_copy(update={"task_bounds": task_bounds})
 
 
 def _choose_settings(options: argparse.Namespace) -> "JudgeFile":

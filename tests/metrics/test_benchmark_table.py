@@ -201,6 +201,19 @@ def test_an_uncalibrated_judge_is_named_when_it_is_written_and_used(tmp_path: Pa
     assert capsys.readouterr().out == "", "these bounds were chosen"
 
 
+def test_bounds_of_comparisons_that_are_set_by_hand_hide_no_missing_calibration(tmp_path: Path) -> None:
+    """The calibrated ones still have their defaults."""
+    write_one_edit(tmp_path)
+    mild, measured = JudgeBounds(max_left=0.3, max_result_l1=0.2), JudgeBounds(min_dino=0.6)
+
+    def uncalibrated(bounds: JudgeBounds, **task_bounds: JudgeBounds) -> tuple[str, ...]:
+        settings = JudgeFile(clip="a/b", dino="c/d", bounds=bounds, task_bounds=task_bounds)
+        return PhotoBenchmark(tmp_path, settings=settings).uncalibrated_tasks
+
+    assert uncalibrated(mild) == uncalibrated(JudgeBounds(), local=mild) == uncalibrated(measured, local=mild) == ("local",)
+    assert uncalibrated(measured) == uncalibrated(mild, local=measured) == ()
+
+
 @pytest.fixture
 def read_files(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the images that are read; no model is loaded."""

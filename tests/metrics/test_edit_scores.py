@@ -145,3 +145,18 @@ def test_seeds_depend_on_the_edit_and_not_on_the_system(toy_edits: ToyEdits, sco
         evaluate_system("a", do_nothing, toy_edits("remove", 2), scorers, 3),
     ):
         assert {record.seed for record in other}.isdisjoint(record.seed for record in first)
+
+
+def test_reference_results_are_read_once(toy_edits: ToyEdits) -> None:
+    """A benchmark of photographs stacks all of them each time."""
+    reads: list[int] = []
+
+    class CountingEdits(WithoutResults):
+        @property
+        def exact(self) -> Pixels:  # type: ignore[override]
+            reads.append(1)
+            return self.edits.exact
+
+    records = evaluate_system("identity", do_nothing, CountingEdits(toy_edits("remove")), None, 0)
+    assert all(record.exact for record in records)
+    assert len(records) > len(reads) == 1

@@ -3,7 +3,6 @@
 import csv
 import shutil
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -112,20 +111,6 @@ def test_a_folder_whose_name_has_a_dot_is_a_folder(folder: Path, tmp_path: Path)
     dotted = tmp_path / "benchmark.v2"
     dotted.symlink_to(folder)
     assert benchmark.load(str(dotted))("local", "held_out", 0, 1).instructions
-
-
-def test_the_judge_runs_where_the_edits_do(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    devices: list[str] = []
-
-    def load(name: str, device: str) -> NoReturn:
-        devices.append(device)
-        raise ZeroDivisionError
-
-    monkeypatch.setattr("emuedit.models.clip.load", load)
-    monkeypatch.setattr("emuedit.runtime._present_devices", lambda: ("cuda", "cpu"))
-    with pytest.raises(ZeroDivisionError):
-        benchmark.load(str(folder), "cuda:1")("local", "held_out", 0, 1)
-    assert devices == ["cuda:1"]
 
 
 def test_more_edits_than_there_are_is_an_error_that_says_what_is_there(folder: Path) -> None:

@@ -3,13 +3,18 @@
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 
 from emuedit.data.image_io import Pixels
-from emuedit.metrics import similarity_judge
-from emuedit.metrics.similarity_judge import Calibration, JudgeBounds, ResultError, SimilarityJudge
+from emuedit.metrics.similarity_judge import (
+    Calibration,
+    JudgeBounds,
+    Measures,
+    ResultError,
+    SimilarityJudge,
+    calibrate_bounds,
+)
 
 N = 8
 
@@ -79,20 +84,44 @@ def calibrate(before: list[int], exact: list[int]) -> Calibration:
     return make_judge().calibrate("local", of_degrees(before), of_degrees(exact), (["a"] * n, ["b"] * n))
 
 
-def test_unchanged_images_are_among_the_wrong_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+def measures(gain: float, dino: float = 1.0, left: float | None = None) -> Measures:
+    """Of N equal outputs. left: the remaining difference to the reference result; None: there is none."""
+    error = None if left is None else ResultError(0.0, left)
+    return Measures(np.full(N, gain), np.full(N, dino), [error] * N)
+
+
+def test_unchanged_images_are_among_the_wrong_ones() -> None:
     """Other edits' results have negative gains, so a bound below 0 separated them best, and accepted unchanged images."""
-    before, exact = [10] * N, [12] * N
-    gains_of_others = iter([None, np.full(N, -0.05)])  # the second call is that for the results of other edits
-
-    def project(before: torch.Tensor, after: torch.Tensor, *_: torch.Tensor) -> npt.NDArray[np.float64]:
-        others = next(gains_of_others, None)
-        return others if others is not None else np.full(N, 0.0 if torch.equal(before, after) else 0.02)
-
-    monkeypatch.setattr(similarity_judge, "project_gains", project)
-    calibration = calibrate(before, exact)
-    assert calibration.bounds.min_gain == pytest.approx(0.01)
+    calibration = calibrate_bounds("local", JudgeBounds(), measures(0.02, 0.9), measures(-0.05), measures(0.0))
+    assert calibration.bounds == JudgeBounds(min_gain=0.01, min_dino=0.9)
     assert (calibration.right, calibration.unrelated, calibration.unchanged) == (1, 0, 0)
     assert calibration.separates
+
+
+def test_shares_of_an_annotated_task_are_those_near_the_reference_results() -> None:
+    """The gains, which do not describe its edits, would reject the right ones and accept the unrelated ones."""
+    right, unrelated, unchanged = measures(-0.5, left=0.0), measures(0.5, left=0.9), measures(0.0, left=1.0)
+    calibration = calibrate_bounds("detect", JudgeBounds(), right, unrelated, unchanged)
+    assert (calibration.right, calibration.unrelated, calibration.unchanged) == (1, 0, 0)
+
+
+def test_images_and_captions_are_embedded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The networks take nearly all of the time of a calibration."""
+    sizes: list[int] = []
+    embed_images, embed_texts = FirstPixel.embed_images, FirstPixel.embed_texts
+
+    def count_images(scorer: FirstPixel, images: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(images))
+        return embed_images(scorer, images)
+
+    def count_texts(scorer: FirstPixel, texts: list[str]) -> torch.Tensor:
+        sizes.append(len(texts))
+        return embed_texts(scorer, texts)
+
+    monkeypatch.setattr(FirstPixel, "embed_images", count_images)
+    monkeypatch.setattr(FirstPixel, "embed_texts", count_texts)
+    calibrate([10] * N, [40] * N)
+    assert sum(sizes) == 6 * N, "inputs and results by CLIP and DINO, both captions by CLIP"
 
 
 def test_results_like_those_of_other_edits_do_not_separate() -> None:

@@ -169,3 +169,16 @@ def test_a_benchmark_without_right_results_is_an_error(editor: EditSampler) -> N
     edits = replace(benchmark.load(params.world.benchmark)("superres", "train", 0, 2), exact=None)  # type: ignore[type-var]
     with pytest.raises(InversionError, match="want edits of 'superres' with reference results"):
         inversion.encode_benchmark(editor, edits, params)
+
+
+def test_the_examples_judge_has_the_device_of_the_params(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    devices: list[str] = []
+
+    def load(source: str, device: str) -> None:
+        devices.append(device)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(benchmark, "load", load)
+    with pytest.raises(ZeroDivisionError):
+        inversion.run(make_params(), published)
+    assert devices == ["cpu"]

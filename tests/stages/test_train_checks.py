@@ -31,7 +31,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A root with exact pairs of two tasks."""
     folder = tmp_path_factory.mktemp("exact")
     exact_dataset.write_dataset(folder, {"local": 4, "remove": 4})
-    (folder / "three.yaml").write_text("num_processes: 3\nuse_cpu: true\n")
+    (folder / "three.yaml").write_text("distributed_type: MULTI_GPU\nnum_processes: 3\nuse_cpu: true\n")
+    (folder / "fsdp1.yaml").write_text("distributed_type: FSDP\nnum_processes: 2\n")
     return folder
 
 
@@ -58,6 +59,7 @@ def run(root: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         ({"processes": 3}, ValueError, "want a batch that 3 processes can split evenly, got 4"),
         ({"accelerate_config": "three.yaml"}, ValueError, "want a batch that 3 processes can split evenly, got 4"),
         ({"accelerate_config": "missing.yaml"}, LaunchConfigError, r"want a config file of accelerate, got no file at .*missing"),
+        ({"accelerate_config": "fsdp1.yaml"}, LaunchConfigError, r"want fsdp_version 2 .* in .*fsdp1\.yaml, got None"),
         ({"objective": "epsilon", "zero_terminal_snr": True}, ValueError, "want v_prediction, sample or flow with zero terminal"),
         (
             {"start": "base_editor", "change_mask": False},
@@ -85,6 +87,23 @@ def test_a_task_without_edits_for_a_preview_is_refused(run: Callable[..., None],
     message = r"want 2 edits of local .* in the split train .*got 0; .*lower train\.preview\.n_edits.* set train\.preview to null"
     with pytest.raises(BenchmarkError, match=message):
         run(world=toy_world() | {"benchmark": str(tmp_path)}, preview={"n_edits": 2})
+
+
+def test_a_missing_model_of_the_previews_judge_is_an_error(
+    run: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is loaded when edits are judged, which would be after half an hour of training."""
+
+    def load(name: str, device: str) -> NoReturn:
+        raise FileNotFoundError(f"{name} on {device}")
+
+    monkeypatch.setattr("emuedit.models.clip.load", load)
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+    (tmp_path / "judge.yaml").write_text("{clip: missing, dino: b}\n")
+    rows = "".join(f"a.png,{task},make it red,a,b,train\n" for task in ("local", "remove"))
+    (tmp_path / "edits.csv").write_text(f"image,task,instruction,input_caption,output_caption,split\n{rows}")
+    with pytest.raises(FileNotFoundError, match="missing on cpu"):
+        run(world=toy_world() | {"benchmark": str(tmp_path)}, preview={"n_edits": 1})
 
 
 @pytest.mark.parametrize(("capacity", "error"), [(2**20, MemoryFitError), (2**50, DeviceBusyError)])

@@ -1,10 +1,12 @@
 """What the processes of a training, on one machine or several, do together and what one of them does alone."""
 
+import contextlib
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +14,6 @@ import torch
 
 from emuedit.editor import sampling
 from emuedit.stages import train
-from emuedit.stages.train import PreviewParams
 from emuedit.training import starting_point
 from emuedit.training.optim.optimization import STATE_FILE
 from tests.stages.workspace import load_params, skip_estimates
@@ -48,7 +49,9 @@ def test_all_processes_make_a_preview_and_the_main_one_prints_it(
 ) -> None:
     """Each with its own folder: they would write the same files."""
 
-    def prepare(source: str, tasks: Any, n_edits: int, settings: Any, folder: Path) -> Any:
+    def prepare(source: str, tasks: Any, n_edits: int, settings: Any, folder: Path, device: str) -> Any:
+        assert device == "cuda:1"
+
         def edit(sampler: str, step: int) -> dict[str, float]:
             (folder / f"preview-{step}.txt").write_text(sampler)
             return {"success.overall": 0.25}
@@ -56,12 +59,40 @@ def test_all_processes_make_a_preview_and_the_main_one_prints_it(
         return edit
 
     monkeypatch.setattr("emuedit.config.import_function", lambda reference, name: prepare)
-    params, editor = load_params(train.TrainParams, "train"), StubEditor()
-    settings = PreviewParams(every_min=2.0)
-    preview = train._prepare_preview(settings, params, editor, editor.tasks, tmp_path, main)  # type: ignore[arg-type]
+    params, editor = load_params(train.TrainParams, "train", preview={"every_min": 2.0}), StubEditor()
+    preview = train._prepare_preview(params, editor, editor.tasks, tmp_path, "cuda:1", main)  # type: ignore[arg-type]
+    assert preview is not None
     assert (preview.every_s, preview.show(7)) == (120.0, {"success.overall": 0.25})
     assert (tmp_path / "preview-7.txt").exists()
     assert capsys.readouterr().out == (f"train: step 7, 0.25 of the edits succeed; see {tmp_path}\n" if main else "")
+
+
+@pytest.mark.parametrize(
+    ("is_main", "shards", "is_made"), [(True, False, True), (False, False, False), (True, True, True), (False, True, True)]
+)
+def test_a_preview_is_made_by_the_processes_that_show_it(
+    is_main: bool, shards: bool, is_made: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its edits and judge take memory; with sharded weights, all processes must sample."""
+    previews: list[Any] = []
+    accelerator = SimpleNamespace(
+        is_main_process=is_main, device=torch.device("cuda", 1), distributed_type="FSDP" if shards else "MULTI_GPU"
+    )
+
+    class StubLoop:
+        def __init__(self, *arguments: Any) -> None:
+            previews.append(arguments[-1])
+
+        def run(self) -> None:
+            pass
+
+    monkeypatch.setattr(train, "open_accelerator", lambda *_: contextlib.nullcontext(accelerator))
+    monkeypatch.setattr(train.TrainJob, "make_editor", lambda _: (StubEditor(), StubEditor()))
+    monkeypatch.setattr(train, "TrainLoop", StubLoop)
+    monkeypatch.setattr(train, "_prepare_preview", lambda *arguments: arguments[4])
+    params = load_params(train.TrainParams, "train", dtype="float32")
+    train.TrainJob(params, None, tmp_path, tmp_path).train("cuda")  # type: ignore[arg-type]
+    assert previews == ["cuda:1" if is_made else None]
 
 
 @pytest.mark.slow
@@ -112,7 +143,7 @@ def test_of_several_machines_the_first_one_alone_publishes(tmp_path: Path, capsy
         batch_size=4,
         accelerate_config="several.yaml",
     )
-    several = "num_machines: 2\nnum_processes: 4\nuse_cpu: true\n"
+    several = "distributed_type: MULTI_GPU\nnum_machines: 2\nnum_processes: 4\nuse_cpu: true\n"
     (tmp_path / "several.yaml").write_text(f"{several}machine_rank: 1\n")
     summary = train.run(params, tmp_path)
     assert launched == [tmp_path / "several.yaml"]

@@ -60,6 +60,35 @@ def test_the_config_file_says_how_many_processes_train(accelerate_config: Path, 
     assert (sharded.machine_rank, sharded.use_cpu) == (0, False)
     with pytest.raises(LaunchConfigError, match=r"want a config file of accelerate, got .*missing\.yaml.*infra/accelerate"):
         LaunchConfig.read(tmp_path / "missing.yaml")
+    (tmp_path / "plain.yaml").write_text("distributed_type: NO\nnum_processes: 1\n")
+    assert LaunchConfig.read(tmp_path / "plain.yaml").processes("cuda") == TrainingProcesses("cuda", 1)
     (tmp_path / "incomplete.yaml").write_text("machine_rank: 0\n")
     with pytest.raises(LaunchConfigError, match=r"want num_processes of at least 1 in .*incomplete\.yaml, got None; set it to"):
         LaunchConfig.read(tmp_path / "incomplete.yaml")
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("distributed_type: FSDP", r"want fsdp_version 2 below fsdp_config in .*config\.yaml, got None .*to-fsdp2 --config_file"),
+        ("distributed_type: FSDP\nfsdp_config: {fsdp_version: 1, fsdp_use_orig_params: true}", "want fsdp_version 2 .*, got 1 "),
+        (
+            "distributed_type: FSDP\nfsdp_config: {fsdp_version: 2, fsdp_activation_checkpointing: true}",
+            "want fsdp_activation_checkpointing false in .*, got True.*; set it to false, and train.gradient_checkpointing",
+        ),
+        ("distributed_type: DEEPSPEED", "want distributed_type NO, MULTI_GPU, MULTI_CPU, FSDP in .*, got DEEPSPEED; see infra"),
+        ("distributed_type: fsdp", "want distributed_type NO, .*, got fsdp"),
+        ("use_cpu: true", "want distributed_type NO, .*, got None"),
+    ],
+)
+def test_a_kind_of_training_that_would_go_wrong_is_refused(lines: str, message: str, tmp_path: Path) -> None:
+    """FSDP1 is accelerate's default; it renames weights, as its activation checkpointing does."""
+    (tmp_path / "config.yaml").write_text(f"num_processes: 2\n{lines}\n")
+    with pytest.raises(LaunchConfigError, match=message):
+        LaunchConfig.read(tmp_path / "config.yaml")
+
+
+def test_keys_of_fsdp_may_lack_their_prefix(tmp_path: Path) -> None:
+    """As accelerate reads them."""
+    (tmp_path / "config.yaml").write_text("num_processes: 2\ndistributed_type: FSDP\nfsdp_config: {version: '2'}\n")
+    assert LaunchConfig.read(tmp_path / "config.yaml").is_sharded

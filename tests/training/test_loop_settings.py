@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from emuedit.tracking import read_stats
 from emuedit.training.batch_feed import BatchFeed
 from emuedit.training.batches.latent_cache import LatentCache
 from emuedit.training.distributed import open_accelerator
@@ -85,3 +86,16 @@ def test_previews_keep_their_interval(cache_folder: Path, tmp_path: Path, monkey
     with open_loop(cache_folder, tmp_path, settings, Preview(15.0, show)) as loop:
         loop.run()
     assert preview_steps == [3, 6], "the clock is read before the loss is computed: 0, 10, 20 s; then 30, 40, 50 s"
+
+
+@pytest.mark.slow
+def test_the_held_out_loss_has_its_own_interval(cache_folder: Path, tmp_path: Path) -> None:
+    """It is no multiple of that of the log; the log's lines between stay as they are."""
+    settings = SETTINGS.model_copy(update={"steps": 7, "eval_every_steps": 3, "log_every_steps": 2})
+    previewed: list[int] = []
+    with open_loop(cache_folder, tmp_path, settings, Preview(0.0, lambda step: (previewed.append(step), {})[1])) as loop:
+        loop.run()
+    lines = [line for line in read_stats(tmp_path / "stats.jsonl") if "metrics" in line]
+    assert [line["step"] for line in lines if "held_out" in line["metrics"]] == [3, 6, 7]
+    assert [line["step"] for line in lines if "loss" in line["metrics"]] == [2, 4, 6, 7]
+    assert previewed == [3, 6, 7]

@@ -2,7 +2,7 @@
 
 Weights, gradients, optimizer state and EMA follow from the number of parameters. Activations are counted by running the step on
 meta tensors (`meta_step`, `activation_memory`). The parts are given at peak memory: during the passes, in the optimizer's step,
-or during a preview. Fragmentation of the allocator's memory and the activations of a preview are not included.
+or during a preview. Fragmentation of the allocator's memory, and the activations and the judge of a preview, are not included.
 """
 
 from __future__ import annotations
@@ -77,7 +77,11 @@ class MemoryEstimator:
             in_passes[GRADIENTS] = gradients
         rounds_ema = ema_on_device > 0 and plan.ema_dtype == "bfloat16"
         in_update = {**_NOTHING, GRADIENTS: gradients, TEMPORARIES: 8 * max(trained) if rounds_ema else 0}
-        in_preview = {**_NOTHING, TEMPORARIES: self._frozen if plan.previews and plan.device == "cuda" else 0}
+        in_preview = {
+            **_NOTHING,
+            GRADIENTS: gradients if plan.world_size > 1 and not plan.fsdp else 0,  # DDP's buckets, which are never freed
+            TEMPORARIES: self._frozen if plan.previews and plan.device == "cuda" else 0,
+        }
         phases = [in_update, in_preview, *([] if plan.compile else [in_passes])]
         counted = max(sum(parts.values()) for parts in phases)
         if plan.fsdp:

@@ -29,7 +29,7 @@ STATE_FILE = ".state.pt"
 
 
 class OptimizationError(ValueError):
-    """Raised for a state that belongs to another training."""
+    """Raised for a state that belongs to another training, and for weights that accelerate renames."""
 
 
 class Optimization:
@@ -51,7 +51,9 @@ class Optimization:
         optimizer: OptimizerName = "adamw",
         accelerator: Accelerator | None = None,
     ) -> None:
-        """`lr_mult`: parameter name -> factor of the learning rate. `ema` None: no average."""
+        """`lr_mult`: parameter name -> factor of the learning rate. `ema` None: no average.
+
+        Raises OptimizationError if accelerate's wrappers rename trained weights, as those of FSDP1 do."""
         self.module, self.schedule, self.max_grad_norm, self.accelerator = module, schedule, max_grad_norm, accelerator
         trained = {name: value for name, value in module.named_parameters() if value.requires_grad}
         multipliers = {name: lr_mult(name) for name in trained}
@@ -64,6 +66,11 @@ class Optimization:
         if accelerator is not None:
             self.model, self.optimizer = accelerator.prepare(module, self.optimizer)
         self.parameters = {name: value for name, value in module.named_parameters() if name in trained}  # FSDP replaces them
+        if renamed := sorted(trained.keys() - self.parameters.keys()):
+            raise OptimizationError(
+                f"want the names of all {len(trained)} trained weights unchanged by accelerate, got {len(renamed)} renamed, such "
+                f"as {renamed[0]}, which would not be clipped, averaged or saved; use the options of infra/accelerate/fsdp.yaml"
+            )
         self.ema = None if ema is None else Ema(self.parameters, ema)
         self.step = 0
         """The next step, counted from 0."""

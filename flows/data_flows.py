@@ -88,4 +88,4 @@ def _log(graph: dvc_graph.Graph, line: RunLine, record: YieldRecord) -> None:
             results.send(line.run_id)
             runs.end_run(line.run_id, "FINISHED")
     except ServiceError as error:
-        release.store_for_upload(graph.root, line.run_id, results, error)
+        release.store_for_upload(graph.root, line.run_id, results, error, line.flow)

@@ -1,11 +1,15 @@
 """The stage whose metrics the promotion gate uses: the one with `meta: {gate: <system>}` in `dvc.yaml`."""
 
+import contextlib
+import threading
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from emuedit import config
 from emuedit.config import ParamsError
+from emuedit.data.dependencies import PIPELINE_FILE
 from emuedit.editor.settings import EditSettings
 from emuedit.promotion import promote
 from emuedit.promotion.gate import GateError
@@ -42,6 +46,21 @@ def find(graph: Graph) -> GateStage:
         raise GateError(f"want one stage with `meta: {{gate: <system>}}` in dvc.yaml, got {stages}")
     ((name, system),) = gates.items()
     return GateStage(graph.root, name.split("@")[0], system)
+
+
+def measuring_slot(root: Path) -> AbstractContextManager[object]:
+    """The GPU slot for measuring models in this process, if the gate stage has `meta: {gpu: true}`; else nothing is waited for.
+
+    The file is read without DVC, which takes seconds. Raises the errors of `gpu_slot`.
+    """
+    file = root / PIPELINE_FILE
+    stages = (config.read_yaml(file).get("stages") or {}) if file.exists() else {}
+    metas = [stage.get("do", stage).get("meta") or {} for stage in stages.values()]  # `do`: of a foreach
+    if not any("gate" in meta and meta.get("gpu") for meta in metas):
+        return contextlib.nullcontext()
+    from flows.gpu_slot import gpu_slot  # imports Prefect
+
+    return gpu_slot(threading.Event())
 
 
 def check(graph: Graph) -> None:

@@ -43,13 +43,16 @@ def send(subject: str, text: str, environment: Mapping[str, str] = os.environ) -
         raise MailError(f"want recipients in {TO_ENV}, as {SMTP_ENV} is set, got none; set both or neither")
     message = EmailMessage()
     message["Subject"] = " ".join(subject.split())
-    message["From"] = environment.get(FROM_ENV) or f"emuedit@{socket.gethostname()}"
-    message["To"] = ", ".join(recipients)
+    try:
+        message["From"] = environment.get(FROM_ENV) or f"emuedit@{socket.gethostname()}"
+        message["To"] = ", ".join(recipients)
+    except ValueError as error:
+        raise MailError(f"want mail addresses in {TO_ENV} and {FROM_ENV}, got {error}; correct them") from error
     message.set_content(text)
     try:
         with _connect(url) as server:
             server.send_message(message)
-    except (OSError, smtplib.SMTPException) as error:
+    except (OSError, smtplib.SMTPException, UnicodeError) as error:  # the latter for a host that is no name of DNS
         raise MailError(f"no mail was sent through {hide_password(url)}: {error}; correct {SMTP_ENV}") from error
     return True
 
@@ -69,7 +72,13 @@ def mail_on_failure(flow: Any, flow_run: "FlowRun", state: "State[Any]") -> None
 
 def _connect(url: str) -> smtplib.SMTP:
     """A connection that is logged in, encrypted if there are credentials. Raises MailError for another kind of URL."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # its text may have the password
+        raise MailError(f"want {SMTP_ENV} such as smtp://user:password@smtp.example.org:587, got a malformed host") from None
+    user, password = unquote(parts.username or ""), unquote(parts.password or "")
+    if not (user + password).isascii():  # smtplib cannot send others
+        raise MailError(f"want an ASCII user and password in {SMTP_ENV}, got other characters; set an ASCII password")
     if parts.scheme not in _PORTS or not parts.hostname:
         raise MailError(f"want {SMTP_ENV} such as smtp://user:password@smtp.example.org:587, got {hide_password(url)}")
     try:
@@ -83,10 +92,10 @@ def _connect(url: str) -> smtplib.SMTP:
     try:
         if parts.scheme == "smtp" and (server.ehlo() and server.has_extn("starttls")):
             server.starttls(context=ssl.create_default_context())
-        elif parts.scheme == "smtp" and parts.username:
+        elif parts.scheme == "smtp" and user:
             raise MailError(f"want STARTTLS for the password, got a server without it at {hide_password(url)}; use smtps://")
-        if parts.username:
-            server.login(unquote(parts.username), unquote(parts.password or ""))
+        if user:
+            server.login(user, password)
     except BaseException:
         server.close()
         raise

@@ -1,4 +1,7 @@
-"""Flows about registered versions: `promote`, `rollback`, `evaluate` and `backfill`. Deployments: `prefect.yaml`."""
+"""Flows about registered versions: `promote`, `rollback`, `evaluate` and `backfill`. Deployments: `prefect.yaml`.
+
+While they measure, they hold the GPU slot if the gate stage of `dvc.yaml` has `meta: {gpu: true}`.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +14,7 @@ from prefect.deployments import run_deployment
 from emuedit.promotion import promote as promotion
 from emuedit.promotion import version_card
 from emuedit.tracking import alias_moves, registry
-from flows import dvc_graph
+from flows import dvc_graph, gate_stage
 from flows.mail_notification import mail_on_failure
 from flows.run_history import first_line
 
@@ -29,7 +32,8 @@ class BackfillError(RuntimeError):
 @flow(name="promote", validate_parameters=True, on_failure=[mail_on_failure], on_crashed=[mail_on_failure])
 def promote(version: int, force_reason: str = "") -> dict[str, Any]:
     """Compare a `version` with the champion, and promote it if the promotion gate accepts it; `force_reason` overrules it."""
-    outcome = promotion.promote(registry.get_version(version), Path.cwd(), force_reason=force_reason)
+    with gate_stage.measuring_slot(Path.cwd()):
+        outcome = promotion.promote(registry.get_version(version), Path.cwd(), force_reason=force_reason)
     decision = outcome.decision
     text = f"Version {version}: {decision.reason}\n\n```\n{decision.table()}\n```"
     create_markdown_artifact(text, key="promotion", description="Decision of the gate")
@@ -56,7 +60,8 @@ def evaluate(max_loss: float = 0.05, retrain_deployment: str = "") -> dict[str, 
     champion = registry.version_at(alias_moves.CHAMPION)
     if champion is None:
         raise registry.RegistryError("want a champion to evaluate, got none; run `uv run retrain` first")
-    measured = promotion.measure_again(champion, Path.cwd())
+    with gate_stage.measuring_slot(Path.cwd()):
+        measured = promotion.measure_again(champion, Path.cwd())
     success, before, has_fallen = measured.success, measured.at_promotion, measured.has_fallen(max_loss)
     result = {"version": champion.number, "success": success, "at_promotion": before, "has_fallen": has_fallen, "started": ""}
     if measured.note:
@@ -115,7 +120,8 @@ def backfill(versions: list[int] | None = None) -> dict[int, float]:
 
 def _measure_and_tag(number: int) -> float:
     """Edit success of a version, which is also stored in its tags and its card."""
-    measurement = promotion.measure_version(registry.get_version(number), Path.cwd())
+    with gate_stage.measuring_slot(Path.cwd()):
+        measurement = promotion.measure_version(registry.get_version(number), Path.cwd())
     success = {version_card.SUCCESS_TAG: f"{measurement.overall:.4f}"}
     registry.set_version_tags(number, success | {version_card.SUCCESS_CONDITIONS_TAG: measurement.conditions_key})
     version_card.update(number)

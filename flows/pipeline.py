@@ -75,7 +75,9 @@ def reproduce(call: StageCall, announcement: str, needs_gpu: bool = False, extra
                 raise StageStoppedError(stage)
             start = dt.datetime.now(dt.UTC)
             try:
-                return _reproduce_when_free(call, state.stop)
+                seconds = _run_when_free(call, state.stop)
+                print(f"== {stage}: {seconds:.1f} s", flush=True)
+                return seconds
             finally:
                 first = state.times[stage].start if stage in state.times else start
                 state.times[stage] = StageTimes(first, dt.datetime.now(dt.UTC))
@@ -90,19 +92,16 @@ def reproduce(call: StageCall, announcement: str, needs_gpu: bool = False, extra
         raise
 
 
-def _reproduce_when_free(call: StageCall, stop: threading.Event) -> float:
-    for tries_left in range(_BUSY_TRIES, -1, -1):
+def _run_when_free(call: StageCall, stop: threading.Event) -> float:
+    for _ in range(_BUSY_TRIES):
         try:
-            seconds = run_stage.run(call, stop)
+            return run_stage.run(call, stop)
         except BusyError as error:
-            if not tries_left or stop.is_set():
+            if stop.is_set():
                 raise
             print(f"== {call.name}: {str(error).splitlines()[0]}; retrying in {_BUSY_WAIT_S:g} s", flush=True)
             stop.wait(_BUSY_WAIT_S)
-        else:
-            print(f"== {call.name}: {seconds:.1f} s", flush=True)
-            return seconds
-    raise AssertionError("not reached")
+    return run_stage.run(call, stop)
 
 
 @dataclass
@@ -129,7 +128,8 @@ def retrain(
     registry: whether to register the model. force: run all stages. max_parallel: number of stages that may run in parallel.
     reason: why it runs, `schedule: ...`, `data: ...`, `metric: ...` or `person: ...`; empty: the user of this process.
     push: whether to push the data to the remote afterwards. branch: branch for commits of `dvc.lock` and metrics; empty: none.
-    If no stage is out of date, records that with the reason, and retries a failed publication. Raises ParamsError.
+    If no stage is out of date, records that with the reason, and retries a failed publication. Raises ParamsError, and at the end
+    NotRegisteredError if the registry failed.
     """
     if max_parallel < 1:
         raise ParamsError(f"want max_parallel of at least 1, got {max_parallel}; 1 runs one stage at a time")
@@ -171,6 +171,8 @@ def _retrain(root: Path, options: RetrainOptions) -> dict[str, Any]:
             run_history.store_reasons(replace(line, run_id=result.run_id), names)
         flow_artifacts.publish(result, options.reason, finished)
         _publish(finished, result, options, at_start)
+        if result.problem:
+            raise release.NotRegisteredError(result.problem)
     return result.to_dict()
 
 

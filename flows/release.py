@@ -11,61 +11,28 @@ import dataclasses
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
 
 from emuedit import process_identity
 from emuedit.data.data_card import CARD as DATA_CARD
 from emuedit.editor.package_layout import MODELS
-from emuedit.operations.yield_ledger import Ledger
 from emuedit.progress import waiting
 from emuedit.promotion import promote, version_card
-from emuedit.promotion.gate import Decision
 from emuedit.tracking import alias_moves, moved_store, registry, run_outbox, runs, service_errors
 from emuedit.tracking.service_errors import ServiceError
 from flows import dvc_graph, gate_stage, publication, result_origin, run_history, stage_outputs, yield_record
 from flows.result_origin import StartState
 from flows.retrain_options import RetrainOptions
-from flows.stage_outputs import SuccessTable, content_tag, merge_metrics, model_parts, success_table
+from flows.retrain_result import RetrainResult as RetrainResult
+from flows.stage_outputs import content_tag, merge_metrics, model_parts, success_table
 from flows.yield_record import YieldRecord
 
 MODEL_FILE = Path(__file__).with_name("pyfunc_model.py")
 
 
-@dataclass(frozen=True)
-class RetrainResult:
-    """Result of a retrain."""
-
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    """Stages that ran -> their seconds."""
-    run_id: str = ""
-    version: registry.ModelVersion | None = None
-    is_new: bool = False
-    """Whether this retrain registered the version."""
-    decision: Decision | None = None
-    table: SuccessTable = field(default_factory=dict)
-    """System -> task -> edit success."""
-    ledger: Ledger | None = None
-    """Yield of each task; None if no pairs were filtered."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain values, for Prefect."""
-        return {
-            "stages": dict(self.seconds),
-            "run_id": self.run_id,
-            "version": self.version.number if self.version else None,
-            "new": self.is_new,
-            "promoted": self.decision.promote if self.decision else None,
-            "reason": self.decision.reason if self.decision else "",
-        }
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The result from `to_dict`, without the tags of the version, the table and the ledger."""
-        version = registry.ModelVersion(values["version"], values["run_id"]) if values["version"] else None
-        decision = Decision(bool(values["promoted"]), values["reason"]) if values["reason"] else None
-        return cls(values["stages"], values["run_id"], version, values["new"], decision)
+class NotRegisteredError(RuntimeError):
+    """Raised at the end of a retrain whose results are complete, but whose model the registry did not take or decide about."""
 
 
 def check(graph: dvc_graph.Graph, options: RetrainOptions, will_run: bool) -> None:
@@ -165,9 +132,27 @@ def finish(
     """Log the results and the reason to the run, register the model if it is new, and apply the promotion gate.
 
     at_start: the workspace before the first stage; None: as it is now, if no stage ran.
-    If MLflow cannot be used, the results are stored, and uploaded by the next retrain or by `emuedit sync`.
+    If MLflow cannot be used, the results are stored, and uploaded by the next retrain or by `emuedit sync`. If the registry fails
+    after the results were logged, the result has the `problem`. Other errors are raised; the run is closed if it was opened here.
     """
-    run_id = run_id or start(graph.root)
+    if run_id:
+        return _finish(graph, run_id, seconds, options, at_start)
+    run_id = start(graph.root)
+    try:
+        return _finish(graph, run_id, seconds, options, at_start)
+    except BaseException as error:
+        fail(run_id, error, graph, seconds)
+        raise
+
+
+def _finish(
+    graph: dvc_graph.Graph,
+    run_id: str,
+    seconds: Mapping[str, float],
+    options: RetrainOptions,
+    at_start: StartState | None,
+) -> RetrainResult:
+    """`finish` for a run that is open, or without a run (empty)."""
     at_start = at_start or result_origin.read_start(graph.root)
     record = yield_record.make(graph, run_id, seconds)
     result = RetrainResult(seconds, run_id, table=success_table(graph), ledger=record.ledger)
@@ -181,20 +166,21 @@ def finish(
         store_for_upload(graph.root, run_id, results, error)
         return result
     try:
-        with service_errors.converted():
-            if options.registry and model_parts(graph):
-                result = _decide(graph, _register(graph, result, options.reason, at_start))
-            runs.end_run(run_id, "FINISHED")
+        if options.registry and model_parts(graph):
+            result = _register(graph, result, options.reason, at_start)
+            result = _decide(graph, result)
     except ServiceError as error:
-        print(f"== not registered: {error}. The next retrain retries it without training", flush=True)
-        if problem := runs.try_to_end_run(run_id, "FINISHED"):
-            print(f"== the run {run_id} stays open: {problem}. The next retrain here closes it as KILLED", flush=True)
+        state = f"version {result.version.number} has no decision" if result.version else "not registered"
+        result = dataclasses.replace(result, problem=f"{state}: {error}")
+        print(f"== {result.problem}. The next retrain retries it without training", flush=True)
+    if problem := runs.try_to_end_run(run_id, "FINISHED"):
+        print(f"== the run {run_id} stays open: {problem}. The next retrain here closes it as KILLED", flush=True)
     return result
 
 
-def store_for_upload(root: Path, run_id: str, results: run_outbox.RunResults, error: ServiceError) -> None:
-    """Store results that MLflow could not take; the next retrain or `emuedit sync` uploads them."""
-    entry = run_outbox.keep(root, process_identity.workspace(root), run_id, results)
+def store_for_upload(root: Path, run_id: str, results: run_outbox.RunResults, error: ServiceError, flow: str = "retrain") -> None:
+    """Store the results of a flow that MLflow could not take; the next retrain or `emuedit sync` uploads them."""
+    entry = run_outbox.keep(root, process_identity.workspace(root), run_id, results, flow)
     print(f"== the run is stored in {entry.relative_to(root)} ({error}); `emuedit sync` uploads it", flush=True)
 
 
@@ -228,45 +214,53 @@ def _results(
 
 def _register(graph: dvc_graph.Graph, result: RetrainResult, reason: str, at_start: StartState) -> RetrainResult:
     """Register the current outputs, unless they are registered; the version is pending until the gate decides."""
-    stage = gate_stage.find(graph)
-    if version := registry.find_version(content_tag(graph)):
-        if version.tags.get(promote.STATE_TAG) == promote.PENDING:
+    stage, content = gate_stage.find(graph), content_tag(graph)
+    with service_errors.converted():
+        version = registry.find_version(content)
+        if version and version.tags.get(promote.STATE_TAG) == promote.PENDING:
             alias_moves.set_challenger(version.number)  # again, if the retrain that registered it was killed
+    if version:
         return dataclasses.replace(result, version=version)
     table = success_table(graph)
     overall = table.get(stage.system, {}).get("overall")
     tags = {
-        **result_origin.make_tags(graph, content_tag(graph), at_start),
+        **result_origin.make_tags(graph, content, at_start),
         **version_card.make_tags(table, stage.system, at_start.params, stage.section),
         **({} if overall is None else {version_card.SUCCESS_TAG: f"{overall:.4f}"}),
         **{registry.RUN_REASON_TAG: reason, promote.STATE_TAG: promote.PENDING, "run_id": result.run_id},
     }
     with tempfile.TemporaryDirectory() as temporary:
-        runs.log_run(result.run_id, files=at_start.write_files(graph.root, Path(temporary)))
+        files = at_start.write_files(graph.root, Path(temporary))
+        with service_errors.converted():
+            runs.log_run(result.run_id, files=files)
     folders = {name: graph.root / path for name, path in model_parts(graph).items()}
     settings = at_start.edit_settings(stage.section).model_dump()
-    with waiting("registering the model"):
-        new_version = registry.register_version(result.run_id, folders, MODEL_FILE, settings, tags)
-    version = registry.delete_duplicate_version(new_version)
-    if version.number != new_version.number:
-        return dataclasses.replace(result, version=version)
-    alias_moves.set_challenger(version.number)
-    version_card.update(version.number)
+    with service_errors.converted():
+        with waiting("registering the model"):
+            new_version = registry.register_version(result.run_id, folders, MODEL_FILE, settings, tags)
+        version = registry.delete_duplicate_version(new_version)
+        if version.number != new_version.number:
+            return dataclasses.replace(result, version=version)
+        alias_moves.set_challenger(version.number)
+        version_card.update(version.number)
     return dataclasses.replace(result, version=version, is_new=True)
 
 
 def _decide(graph: dvc_graph.Graph, result: RetrainResult) -> RetrainResult:
-    """Apply the gate to a pending version."""
+    """Apply the gate to a pending version. Raises ServiceError for the registry, LocalError for a file of the measurement."""
     version = result.version
     if version is None or version.tags.get(promote.STATE_TAG) != promote.PENDING:
         return result
     section = gate_stage.find(graph).section
     is_current = not any(name.partition("@")[0] == section for name in graph.stale())  # else its code or inputs were edited since
-    outcome = promote.promote(version, graph.root, graph.root / MODELS if is_current else None, section)
+    models = graph.root / MODELS if is_current else None
+    with gate_stage.measuring_slot(graph.root), service_errors.converted():
+        outcome = promote.promote(version, graph.root, models, section)
     if outcome.decision.rows:
         print(outcome.decision.table(), flush=True)
-        runs.log_text(result.run_id, "promotion/decision.json", json.dumps(outcome.decision.to_dict(), indent=1))
-        runs.log_text(result.run_id, "promotion/table.txt", outcome.decision.table())
+        with service_errors.converted():
+            runs.log_text(result.run_id, "promotion/decision.json", json.dumps(outcome.decision.to_dict(), indent=1))
+            runs.log_text(result.run_id, "promotion/table.txt", outcome.decision.table())
     return dataclasses.replace(result, decision=outcome.decision)
 
 

@@ -39,7 +39,10 @@ RETRAIN_ENV = QUIET_ENV | {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 done or nothing to do, 1 if a stage or the registry failed, 128 + n after signal n (ctrl-c: 130)."""
+    """Exit status: 0 done or nothing to do, 1 if a stage or the registry failed, 128 + n after signal n (ctrl-c: 130).
+
+    A retrain during which MLflow was unreachable, so that its run is stored and uploaded later, is done.
+    """
     words = sys.argv[1:] if arguments is None else list(arguments)
     set_env_defaults(RETRAIN_ENV)
     keep_compiled_modules()

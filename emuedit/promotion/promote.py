@@ -108,43 +108,48 @@ def promote(
     compared, and ServiceError if MLflow or its artifact store cannot be used.
     """
     folder = package or find_package(registry.download_version(version.uri))
-    for tries_left in range(_TRIES - 1, -1, -1):
+    for _ in range(_TRIES - 1):
         alias_moves.repair()
-        champion = registry.version_at(alias_moves.CHAMPION)
-        if champion is not None and champion.number == version.number:
-            reason = alias_moves.reason_of(version.number)  # it may have been moved by a process that was killed then
-            _record(version, {STATE_TAG: PROMOTED, REASON_TAG: reason})
-            text = "it is the champion already" + (f": {reason}" if reason else "")
-            return PromotionOutcome(version, Decision(True, text), champion.number, None)
         try:
-            decision = compare_with_champion(folder, version.uri, champion, root, section)
-        except gate.GateError as error:
-            if not force_reason:
-                raise
-            decision = Decision(False, str(error))
-        number = champion.number if champion else None
-        is_promoted = decision.promote or bool(force_reason)
-        is_overruled = bool(force_reason) and not decision.promote
-        reason = f"forced: {force_reason}; the gate: {decision.reason}" if is_overruled else decision.reason
-        measured = {
-            AGAINST_TAG: str(number or ""),
-            TABLE_TAG: json.dumps([(row.name, row.n, row.champion, row.challenger) for row in decision.rows]),
-            TASKS_TAG: ",".join(row.name for row in decision.rows if row.name != gate.OVERALL),
-            CONDITIONS_TAG: decision.conditions_key,
-        }
-        registry.set_version_tags(version.number, measured)  # before the move: a killed process leaves a measured champion
-        move = None
-        try:
-            if is_promoted:
-                move = alias_moves.move_champion(version.number, reason, expected=number, is_forced=is_overruled)
+            return _promote_once(version, root, folder, section, force_reason)
         except alias_moves.ChampionChangedError as error:
-            if not tries_left:
-                raise
             print(f"promote: {error}", flush=True)
-            continue
-        _record(version, {STATE_TAG: PROMOTED if is_promoted else REFUSED, REASON_TAG: reason})
-        return PromotionOutcome(version, replace(decision, promote=is_promoted, reason=reason), number, move)
-    raise AssertionError("not reached")
+    alias_moves.repair()
+    return _promote_once(version, root, folder, section, force_reason)
+
+
+def _promote_once(version: ModelVersion, root: Path, package: Path, section: str, force_reason: str) -> PromotionOutcome:
+    """`promote`, but raise ChampionChangedError if the champion changed during the comparison."""
+    champion = registry.version_at(alias_moves.CHAMPION)
+    if champion is not None and champion.number == version.number:
+        reason = alias_moves.reason_of(version.number)  # it may have been moved by a process that was killed then
+        _record(version, {STATE_TAG: PROMOTED, REASON_TAG: reason})
+        text = "it is the champion already" + (f": {reason}" if reason else "")
+        return PromotionOutcome(version, Decision(True, text), champion.number, None)
+    try:
+        decision = compare_with_champion(package, version.uri, champion, root, section)
+    except gate.GateError as error:
+        if not force_reason:
+            raise
+        decision = Decision(False, str(error))
+    number = champion.number if champion else None
+    is_promoted = decision.promote or bool(force_reason)
+    is_overruled = bool(force_reason) and not decision.promote
+    reason = f"forced: {force_reason}; the gate: {decision.reason}" if is_overruled else decision.reason
+    measured = {
+        AGAINST_TAG: str(number or ""),
+        TABLE_TAG: json.dumps([(row.name, row.n, row.champion, row.challenger) for row in decision.rows]),
+        TASKS_TAG: ",".join(row.name for row in decision.rows if row.name != gate.OVERALL),
+        CONDITIONS_TAG: decision.conditions_key,
+    }
+    registry.set_version_tags(version.number, measured)  # before the move: a killed process leaves a measured champion
+    move = None
+    if is_promoted:
+        move = alias_moves.move_champion(version.number, reason, expected=number, is_forced=is_overruled)
+    else:
+        alias_moves.check_champion(version.number, expected=number)
+    _record(version, {STATE_TAG: PROMOTED if is_promoted else REFUSED, REASON_TAG: reason})
+    return PromotionOutcome(version, replace(decision, promote=is_promoted, reason=reason), number, move)
 
 
 def _record(version: ModelVersion, tags: Mapping[str, str]) -> None:

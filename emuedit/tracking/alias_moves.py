@@ -53,6 +53,19 @@ def move_champion(
     return _move(version, reason, kind, expected, is_forced, check)
 
 
+def check_champion(version: int, expected: int | None) -> None:
+    """Raise ChampionChangedError if the champion is not `expected`, with which `version` was compared."""
+    champion = _version_at(CHAMPION)
+    current = champion.number if champion else None
+    if current != expected:
+        raise ChampionChangedError(_describe_change(version, expected, current))
+
+
+def _describe_change(version: int, expected: int | None, current: int | None) -> str:
+    change = f"the champion changed from {expected or 'none'} to {current or 'none'}"
+    return f"{change} while version {version} was compared; compare again"
+
+
 def set_challenger(version: int) -> None:
     """Make a version the challenger, unless a newer one is, or it is the champion. Waits for moves that were requested earlier.
 
@@ -73,10 +86,7 @@ def _move(
         before = champion.number if champion else None
         if check and before != expected:
             move_tickets.close(ticket, REFUSED)
-            raise ChampionChangedError(
-                f"the champion changed from {expected or 'none'} to {before or 'none'} while version {version} was compared; "
-                "compare again"
-            )
+            raise ChampionChangedError(_describe_change(version, expected, before))
         _renew(ticket)
         move_tickets.begin(ticket, before)
         if _complete_here(ticket, kind, version, before) == ABANDONED:

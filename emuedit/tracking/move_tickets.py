@@ -167,14 +167,14 @@ def retry(call: Callable[[], T]) -> T:
     """Retry while the database is locked or another process writes the same rows, for at most two minutes."""
     from mlflow.exceptions import MlflowException
 
-    for attempt in range(_TRIES):
+    for attempt in range(_TRIES - 1):
         try:
             return call()
         except MlflowException as error:
-            if not is_conflict(error) or attempt == _TRIES - 1:
+            if not is_conflict(error):
                 raise
         time.sleep(min(0.05 * 2**attempt, 10.0) * random.uniform(0.5, 1.5))
-    raise AssertionError("not reached")
+    return call()
 
 
 def is_conflict(error: Exception) -> bool:

@@ -139,20 +139,22 @@ def register_version(
     with the code of this package. `settings`: names and defaults of the params of `predict`. Raises RegistryError if a part is
     missing or contains files that could run code, and if the model fails on its input example.
     """
-    for name, folder in parts.items():
-        check_part(name, folder)
+    with service_errors.local("readable parts of the model"):
+        for name, folder in parts.items():
+            check_part(name, folder)
     import mlflow
 
     mlflow.set_tracking_uri(tracking_uri())
     collected = model_signature.collect_example_errors()
     with tempfile.TemporaryDirectory() as temporary, mlflow.start_run(run_id=run_id), collected as errors:
         code_copy, part_copies = Path(temporary, _PACKAGE.name), Path(temporary, "parts")
-        shutil.copytree(_PACKAGE, code_copy, ignore=_ignore_all_but_code)
-        part_copies.mkdir()
-        for name, folder in parts.items():  # MLflow names a part after its folder, and refuses external symbolic links
-            shutil.copytree(folder, part_copies / name, copy_function=link_or_copy)
-        (part_copies / SETTINGS_FILE).write_text(json.dumps(dict(settings), indent=1) + "\n", encoding="utf-8")
-        write_manifest(part_copies)
+        with service_errors.local("readable parts of the model"):
+            shutil.copytree(_PACKAGE, code_copy, ignore=_ignore_all_but_code)
+            part_copies.mkdir()
+            for name, folder in parts.items():  # MLflow names a part after its folder, and refuses external symbolic links
+                shutil.copytree(folder, part_copies / name, copy_function=link_or_copy)
+            (part_copies / SETTINGS_FILE).write_text(json.dumps(dict(settings), indent=1) + "\n", encoding="utf-8")
+            write_manifest(part_copies)
         with service_errors.transferring():
             logged = mlflow.pyfunc.log_model(
                 name=MODEL_NAME,

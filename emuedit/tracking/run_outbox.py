@@ -2,17 +2,20 @@
 
     .emuedit/unsent-runs/<time>-<number>/run.json, files/...
 
-The next retrain and `emuedit sync` upload them. Repeated uploads are safe, because an entry records its run once it exists.
-Entries that MLflow rejects are renamed to `.rejected-<time>-<number>`; rename them back to retry.
+The next retrain and `emuedit sync` upload them, one process at a time: the one that has locked `.emuedit/unsent-runs.lock`.
+Repeated uploads are safe, because an entry records its run once it exists. Entries that MLflow rejects are renamed to
+`.rejected-<time>-<number>`; rename them back to retry.
 """
 
 import contextlib
+import errno
+import fcntl
 import json
 import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,8 +25,11 @@ from emuedit.tracking import runs, service_errors
 from emuedit.tracking.stats import PARENT_RUN_ENV
 
 FOLDER = Path(".emuedit") / "unsent-runs"
+LOCK = FOLDER.with_name(f"{FOLDER.name}.lock")
 _ENTRY, _FILES, _STATS = "run.json", "files", "stats"
 _REJECTED = ".rejected-"
+_RETRAIN = "retrain"
+_NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
 
 
 @dataclass(frozen=True)
@@ -46,8 +52,8 @@ class RunResults:
         runs.log_run(run_id, params=self.params, metrics=self.metrics, tags=tags, files=self.files)
 
 
-def keep(root: Path, workspace: str, run_id: str, results: RunResults) -> Path:
-    """Store results below `root` until they are uploaded. `run_id`: the run opened for them, or empty.
+def keep(root: Path, workspace: str, run_id: str, results: RunResults, flow: str = _RETRAIN) -> Path:
+    """Store results below `root` until they are uploaded. `run_id`: the run opened for them, or empty. `flow`: name of a new run.
 
     Files are copied, because the next retrain overwrites those of the workspace. Returns the entry's folder.
     """
@@ -60,6 +66,7 @@ def keep(root: Path, workspace: str, run_id: str, results: RunResults) -> Path:
         "tags": results.tags,
         "workspace": workspace,
         "run_id": run_id,
+        "flow": flow,
     }
     values |= {_FILES: _copy(results.files, draft, _FILES), _STATS: _copy(results.stats, draft, _STATS)}
     (draft / _ENTRY).write_text(json.dumps(values, indent=1, default=str) + "\n", encoding="utf-8")
@@ -76,22 +83,51 @@ def send_all(root: Path) -> list[str]:
     """Upload and delete pending results, the oldest first; returns the ids of their runs.
 
     A run that is missing or deleted in MLflow is created again. An entry that MLflow rejects is renamed to `.rejected-<entry>`,
-    with a message, and does not block others. Raises the error if MLflow is unreachable.
+    with a message, and does not block others. Waits while another process uploads. Raises the error if MLflow is unreachable.
     """
     from mlflow.exceptions import MlflowException
 
     sent: list[str] = []
-    for entry in entries(root):
-        try:
-            sent.append(_send(entry))
-        except (MlflowException, ValueError, KeyError) as error:  # the latter two for a damaged entry
-            if service_errors.is_away(error):
-                raise
-            rejected = entry.with_name(f"{_REJECTED}{entry.name}")
-            entry.replace(rejected)
-            reason = " ".join(service_errors.hide_password(str(error)).split())[:200]
-            print(f"== not uploaded: {reason}; the run is stored in {rejected.relative_to(root)}", flush=True)
+    if not entries(root):
+        return sent
+    with _locked(root):
+        for entry in entries(root):  # without those that another process has uploaded meanwhile
+            try:
+                sent.append(_send(entry))
+            except (MlflowException, ValueError, KeyError) as error:  # the latter two for a damaged entry
+                if service_errors.is_away(error):
+                    raise
+                rejected = _rejected(entry)
+                entry.replace(rejected)
+                reason = " ".join(service_errors.hide_password(str(error)).split())[:200]
+                print(f"== not uploaded: {reason}; the run is stored in {rejected.relative_to(root)}", flush=True)
     return sent
+
+
+def count_rejected(pending: Iterable[Path]) -> int:
+    """The number of these entries that MLflow has rejected since they were listed."""
+    return sum(_rejected(entry).exists() for entry in pending)
+
+
+def _rejected(entry: Path) -> Path:
+    return entry.with_name(f"{_REJECTED}{entry.name}")
+
+
+@contextlib.contextmanager
+def _locked(root: Path) -> Iterator[None]:
+    """Hold the lock of the pending results, which the kernel releases with the process. Without effect where no locks exist."""
+    with service_errors.local(f"a lock for {FOLDER}"):
+        stream = (root / LOCK).open("w")
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"== another process uploads the runs in {FOLDER}; waiting until it ends", flush=True)
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+        yield
 
 
 def _send(entry: Path) -> str:
@@ -99,7 +135,7 @@ def _send(entry: Path) -> str:
     values = json.loads((entry / _ENTRY).read_text(encoding="utf-8"))
     run_id = values["run_id"]
     if not run_id or not runs.is_active(run_id):
-        run_id = runs.start_run("retrain", values["workspace"])
+        run_id = runs.start_run(values.get("flow", _RETRAIN), values["workspace"])  # entries of earlier versions have no flow
         with replacing(entry / _ENTRY) as partial:  # before anything is logged, so that a second attempt creates no second run
             partial.write_text(json.dumps(values | {"run_id": run_id}, indent=1) + "\n", encoding="utf-8")
     files, stats = ({name: entry / path for name, path in values[kind].items()} for kind in (_FILES, _STATS))

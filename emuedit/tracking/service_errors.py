@@ -61,8 +61,15 @@ class ServiceError(RuntimeError):
     """Raised if MLflow is unreachable, rejects the account, or if the server is not MLflow."""
 
 
+class LocalError(ValueError):
+    """Raised if a file or another service fails, which a ServiceError would call an outage of MLflow."""
+
+
 def is_away(error: BaseException) -> bool:
-    """Whether an error means that MLflow cannot be used now, unlike e.g. a run that does not exist."""
+    """Whether an error means that MLflow cannot be used now, unlike e.g. a run that does not exist.
+
+    The type decides, so it must be an error of a call of MLflow; `local` converts those of other work.
+    """
     if isinstance(error, ServiceError | ConnectionError | TimeoutError | PermissionError):
         return True
     if type(error).__module__.partition(".")[0] in _LIBRARIES:
@@ -118,6 +125,26 @@ def converted() -> Iterator[None]:
         if is_away(error) and not isinstance(error, ServiceError):
             raise ServiceError(describe(error)) from error
         raise
+
+
+@contextlib.contextmanager
+def local(work: str) -> Iterator[None]:
+    """Within the block, which does not call MLflow, convert what `converted` would call an outage of MLflow to LocalError.
+
+    work: what the block does, such as `measured editors`, for the message, which names the file.
+    """
+    try:
+        yield
+    except Exception as error:  # of files, or of another service, by the same libraries as MLflow's
+        if isinstance(error, ServiceError) or is_of_mlflow(error) or not is_away(error):
+            raise
+        filename = getattr(error, "filename", None)
+        if filename is None:
+            reason = " ".join(hide_password(str(error)).split())[:300]
+            raise LocalError(f"want {work}, got {type(error).__name__}: {reason}; solve this and try again") from error
+        raise LocalError(
+            f"want {work}, got {getattr(error, 'strerror', '')}: {filename}; correct this file or folder, or its permissions"
+        ) from error
 
 
 def check() -> None:

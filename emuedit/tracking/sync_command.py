@@ -46,7 +46,11 @@ def _sync(options: argparse.Namespace) -> int:
     except ServiceError as error:
         print(f"emuedit sync: {error}; {len(run_outbox.entries(root))} runs are pending in {run_outbox.FOLDER}", file=sys.stderr)
         return 1
-    n_rejected = len(waiting) - len(sent)
+    n_rejected = run_outbox.count_rejected(waiting)
     rejected = f"; MLflow rejected {n_rejected}" if n_rejected else ""
-    print(f"{len(sent)} of {len(waiting)} pending runs uploaded{rejected}. `uv run retrain` registers unregistered models")
+    n_others = len(waiting) - len(sent) - n_rejected
+    others = f"; another process uploaded {n_others}" if n_others > 0 else ""
+    print(
+        f"{len(sent)} of {len(waiting)} pending runs uploaded{rejected}{others}. `uv run retrain` registers unregistered models"
+    )
     return 1 if n_unsent or n_rejected else 0

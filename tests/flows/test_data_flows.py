@@ -153,5 +153,6 @@ def test_without_mlflow_a_refresh_is_stored_for_later(
     assert result["run_id"] == ""
     assert set(result["stages"]) == {"first"}
     (run_id,) = run_outbox.send_all(project)
+    assert runs.client().get_run(run_id).info.run_name == "refresh-data"
     tags = runs.client().get_run(run_id).data.tags
     assert (tags["reason"], tags["stages.why"]) == ("data: new captions", "first: never run here")

@@ -109,6 +109,23 @@ def test_a_mail_that_cannot_be_sent_is_printed(monkeypatch: pytest.MonkeyPatch, 
     assert "== no mail was sent through smtp://127.0.0.1:1: " in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        (SMTP_ENV, "smtp://me:sécret@127.0.0.1:1", "want an ASCII user and password in EMUEDIT_SMTP_URL"),
+        (SMTP_ENV, "smtp://me:s%C3%A9cret@127.0.0.1:1", "want an ASCII user and password in EMUEDIT_SMTP_URL"),
+        (SMTP_ENV, "smtp://me:secret@[127.0.0.1", "want EMUEDIT_SMTP_URL such as .*, got a malformed host"),
+        (SMTP_ENV, f"smtp://{'a' * 64}.example.org", "no mail was sent through smtp://"),
+        (FROM_ENV, "me\nyou@example.org", "want mail addresses in EMUEDIT_MAIL_TO and EMUEDIT_MAIL_FROM"),
+    ],
+)
+def test_settings_that_python_cannot_send_are_explained(name: str, value: str, message: str) -> None:
+    settings = {SMTP_ENV: "smtp://127.0.0.1:1", TO_ENV: "a@example.org", name: value}
+    with pytest.raises(MailError, match=message) as caught:
+        mail_notification.send("a", "b", settings)
+    assert "cret" not in str(caught.value)
+
+
 @pytest.mark.usefixtures("prefect")
 @pytest.mark.slow
 @pytest.mark.timeout(300)

@@ -94,15 +94,15 @@ def test_a_registry_that_cannot_be_written_costs_no_run(
 def test_a_run_that_cannot_be_ended_after_a_failed_registration_is_named(
     project: Path, store: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stages = (dvc_graph.Stage("network", (), (Path("models/editor"),), meta={"register": "editor"}),)
-    graph = dvc_graph.Graph(project, stages, (), {})
+    meta = {"register": "editor", "gate": "emuedit"}
+    graph = dvc_graph.Graph(project, (dvc_graph.Stage("network", (), (Path("models/editor"),), meta=meta),), (), {})
     run_id = release.start(project)
 
     def go_away(*arguments: object) -> None:
         raise ConnectionError("Connection refused")
 
     with monkeypatch.context() as outage:
-        outage.setattr(release, "_register", go_away)
+        outage.setattr(registry, "find_version", go_away)
         outage.setattr(runs, "end_run", go_away)
         assert release.finish(graph, run_id, {}, RetrainOptions()).version is None
     output = capsys.readouterr().out

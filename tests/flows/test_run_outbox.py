@@ -1,8 +1,11 @@
 """Runs that wait for MLflow: no one of them holds up the others, or the retrains that come later."""
 
+import fcntl
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -62,6 +65,51 @@ def test_a_run_that_mlflow_refuses_is_put_aside(project: Path, store: str, capsy
     assert (rejected / "run.json").is_file()
     assert release.start(project), "the next retrain"
     assert "not sent" not in capsys.readouterr().out
+
+
+def test_two_processes_that_upload_at_once_create_one_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Threads stand for processes: each call locks the file through a descriptor of its own."""
+    keep(tmp_path, "")
+    created: list[str] = []
+    has_started, is_refused = threading.Event(), threading.Event()
+    flock = fcntl.flock
+
+    def start_run(name: str, workspace: str) -> str:
+        created.append(name)
+        has_started.set()
+        is_refused.wait(5)
+        return f"run {len(created)}"
+
+    def watched_flock(stream: IO[str], operation: int) -> None:
+        try:
+            flock(stream, operation)
+        except BlockingIOError:
+            is_refused.set()
+            raise
+
+    monkeypatch.setattr(fcntl, "flock", watched_flock)
+    monkeypatch.setattr(runs, "start_run", start_run)
+    for name in ("log_run", "end_run"):
+        monkeypatch.setattr(runs, name, lambda *arguments, **options: None)
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(run_outbox.send_all, tmp_path)
+        assert has_started.wait(120)
+        assert run_outbox.send_all(tmp_path) == []
+    assert (first.result(), created) == (["run 1"], ["retrain"])
+    assert "another process uploads the runs in .emuedit/unsent-runs; waiting" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_sync_beside_another_upload_rejects_nothing(
+    project: Path, store: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entry = keep(project, "")
+    restore = runs.restore_experiment
+    monkeypatch.setattr(runs, "restore_experiment", lambda: shutil.rmtree(entry) or restore())  # the other has uploaded it
+    assert cli.main(["sync"]) == 0
+    assert "0 of 1 pending runs uploaded; another process uploaded 1." in capsys.readouterr().out
 
 
 def test_a_damaged_entry_is_put_aside(project: Path, store: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -179,3 +179,36 @@ def test_a_stage_is_retried_as_often_as_the_kind_of_failure_allows(
     monkeypatch.setattr(pipeline, "_BUSY_TRIES", 0)
     monkeypatch.setitem(pipeline._states, tmp_path, pipeline._FlowState())
     assert [is_retried() for _ in errors] == expected
+
+
+@pytest.mark.parametrize(("n_busy", "is_stopped", "n_calls"), [(2, False, 3), (4, False, 4), (4, True, 1)])
+def test_a_stage_waits_for_another_dvc_process(
+    n_busy: int,
+    is_stopped: bool,
+    n_calls: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Three more tries; none after the flow stops its stages."""
+    calls: list[StageCall] = []
+
+    def run(call: StageCall, stop: threading.Event) -> float:
+        calls.append(call)
+        if len(calls) <= n_busy:
+            raise BusyError("another DVC process")
+        return 1.0
+
+    state = pipeline._FlowState()
+    if is_stopped:
+        state.stop.set()
+    monkeypatch.setattr(run_stage, "run", run)
+    monkeypatch.setattr(pipeline, "_BUSY_TRIES", 3)
+    monkeypatch.setattr(pipeline, "_BUSY_WAIT_S", 0.0)
+    monkeypatch.setitem(pipeline._states, tmp_path, state)
+    is_busy = n_busy >= n_calls
+    with pytest.raises(BusyError) if is_busy else contextlib.nullcontext():
+        assert pipeline.reproduce.fn(StageCall("train", tmp_path), "train") == 1.0
+    assert len(calls) == n_calls
+    lines = ["== train"] + ["== train: another DVC process; retrying in 0 s"] * (n_calls - 1)
+    assert capsys.readouterr().out.splitlines() == lines + ([] if is_busy else ["== train: 1.0 s"])

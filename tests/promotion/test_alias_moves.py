@@ -280,3 +280,17 @@ def test_only_errors_after_which_nothing_was_written_are_retried(
         with pytest.raises(MlflowException):
             move_tickets.retry(call)
         assert len(errors) == 1
+
+
+def test_a_conflict_that_does_not_end_is_raised_after_twenty_tries(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(move_tickets.time, "sleep", pauses.append)
+    calls: list[None] = []
+
+    def call() -> None:
+        calls.append(None)
+        raise MlflowException("database is locked", TEMPORARILY_UNAVAILABLE)
+
+    with pytest.raises(MlflowException, match="database is locked"):
+        move_tickets.retry(call)
+    assert (len(calls), len(pauses)) == (20, 19)

@@ -70,14 +70,15 @@ def check_unfinished_uploads() -> Iterator[Finding]:
 def check_data_in_remote() -> Iterator[Finding]:
     """The data of dvc.lock is in the remote, so that another clone can pull it.
 
-    `dvc status --cloud` reports nothing for data that is missing on both sides, so it is not used here.
+    `dvc status --cloud` reports nothing for data that is missing on both sides, so it is not used here. Without `--granular`, DVC
+    looks only for the listing of a folder, not for its files.
     """
     if not Path(".dvc").is_dir():
         yield Finding("data in remote", "pass", "no DVC project here")
         return
-    command = [sys.executable, "-W", "ignore", "-m", "dvc", "data", "status", "--not-in-remote", "--json"]
+    command = [sys.executable, "-W", "ignore", "-m", "dvc", "data", "status", "--not-in-remote", "--granular", "--json"]
     environment = {**os.environ, "DVC_NO_ANALYTICS": "true"}
-    by_hand = "run `uv run dvc data status --not-in-remote`"
+    by_hand = "run `uv run dvc data status --not-in-remote --granular`"
     try:
         process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=_DVC_S, check=False)  # noqa: S603
     except subprocess.TimeoutExpired:
@@ -87,9 +88,12 @@ def check_data_in_remote() -> Iterator[Finding]:
         lines = process.stderr.strip().splitlines()
         yield Finding("data in remote", "warn", f"unknown: {lines[-1] if lines else 'DVC failed'}", by_hand)
         return
-    missing = json.loads(process.stdout or "{}").get("not_in_remote", [])
+    paths = json.loads(process.stdout or "{}").get("not_in_remote", [])
+    folders = tuple(path for path in paths if path.endswith("/"))
+    missing = [path for path in paths if not any(path != folder and path.startswith(folder) for folder in folders)]
     detail = f"{len(missing)} missing, such as {missing[0]}" if missing else "complete"
     fix = "uv run dvc push; if it says that files are missing, `uv run retrain` makes them again"
+    fix += "; if it says that everything is up to date, `uv run emuedit remote verify --repair`"
     yield Finding("data in remote", "warn" if missing else "pass", detail, fix)
 
 

@@ -52,7 +52,8 @@ def read_latest(bucket: Bucket) -> DataManifest | None:
 def describe_commit(root: Path) -> dict[str, Any]:
     """The fields of a manifest that come from the clone at `root`.
 
-    Raises RemoteError if dvc.lock has uncommitted changes, or if the remote lacks some of its data.
+    Raises RemoteError if dvc.lock has uncommitted changes, or if the remote lacks some of its outputs. DVC looks only for the
+    listing of a folder; `data_objects.find_lost` looks for its files.
     """
     if changed := run_git(["status", "--porcelain", "--", "dvc.lock", "*.dvc"], root).split():
         raise RemoteError(f"want committed data, got changes in {changed[-1]}; run `git commit` first")

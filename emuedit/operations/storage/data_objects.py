@@ -1,7 +1,8 @@
-"""The objects of DVC's data in a remote: their names, and whether the store can still read them.
+"""The objects of DVC's data in a remote: their names, and whether the store has them and can read them.
 
 A store that stops during an upload may later list an object that it cannot read: Ceph's gateway, killed during uploads to a
 bucket with versions, did so with 5 of 218 objects. DVC believes the listing, so `dvc push` does not upload the object again.
+Nor does it upload a deleted file of a folder again whose `.dir` is in the remote: it takes that as proof that its files are.
 """
 
 import json
@@ -45,15 +46,22 @@ def files_of_folders(digests: Collection[str], cache: Path, bucket: Bucket) -> t
     return files, missing
 
 
-def find_unreadable(bucket: Bucket, digests: Collection[str]) -> list[str]:
-    """The names of those of the listed objects with these hashes that cannot be read, or have another size than listed."""
+def find_lost(bucket: Bucket, digests: Collection[str], cache: Path) -> tuple[list[str], int]:
+    """The names of the objects of outputs with these hashes that the store lacks or cannot read, and the number of all.
+
+    Outputs that the remote does not list are left out, because those with `cache: false`, `push: false` or another remote are
+    not pushed; DVC reports the others. All files of a listed folder must be there, with the listed size if they are listed.
+    """
     start = len(bucket.location.key(""))
     listed = {key[start:]: size for key, size in bucket.sizes(OBJECTS).items()}
-    names = sorted(name for name in map(object_name, digests) if name in listed)
+    pushed = [digest for digest in digests if object_name(digest) in listed]
+    files, without_listing = files_of_folders(pushed, cache, bucket)
+    names = sorted(map(object_name, {*pushed, *files}))
     bucket.client  # noqa: B018 - created before the threads, because creating a client is not thread-safe
     with ThreadPoolExecutor(THREADS) as pool:
-        sizes = pool.map(lambda name: _size(bucket, name), names)
-        return [name for name, size in zip(names, sizes, strict=True) if size != listed[name]]
+        sizes = list(pool.map(lambda name: _size(bucket, name), names))
+    lost_names = {name for name, size in zip(names, sizes, strict=True) if size is None or size != listed.get(name, size)}
+    return sorted(lost_names.union(map(object_name, without_listing))), len(names)
 
 
 def upload_again(bucket: Bucket, names: Collection[str], cache: Path) -> None:

@@ -38,7 +38,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
     verify = parts.add_parser("verify", help="ask the store for each object of this commit's data", allow_abbrev=False)
     verify.set_defaults(run=_verify)
-    verify.add_argument("--repair", action="store_true", help="upload those again that the store lists but cannot read")
+    verify.add_argument("--repair", action="store_true", help="upload those again that the store lacks or cannot read")
 
     publish = parts.add_parser("publish", help="publish the data of this commit as the latest", allow_abbrev=False)
     publish.set_defaults(run=_publish)
@@ -137,29 +137,27 @@ def _verify(options: argparse.Namespace) -> None:
     bucket = Bucket(dvc_remote.read_location(root)[1])
     with waiting("comparing the data with the remote"):
         digests = set(data_manifest.describe_commit(root)["data"].values())
-    unreadable, n_objects = _find_unreadable(root, bucket, digests)
-    if unreadable and options.repair:
-        print(f"uploading {data_objects.describe(unreadable)} again")
+    lost_names, n_objects = _find_lost(root, bucket, digests)
+    if lost_names and options.repair:
+        print(f"uploading {data_objects.describe(lost_names)} again")
         with waiting("uploading"):
-            data_objects.upload_again(bucket, unreadable, data_objects.cache_folder(root))
-        unreadable, n_objects = _find_unreadable(root, bucket, digests)
-    _refuse_unreadable(unreadable)
+            data_objects.upload_again(bucket, lost_names, data_objects.cache_folder(root))
+        lost_names, n_objects = _find_lost(root, bucket, digests)
+    _refuse_lost(lost_names)
     print(f"the store has all {n_objects} objects of this commit's data")
 
 
-def _find_unreadable(root: Path, bucket: Bucket, digests: set[str]) -> tuple[list[str], int]:
-    """The objects of outputs with these hashes that the store lists but cannot read, and the number of all."""
+def _find_lost(root: Path, bucket: Bucket, digests: set[str]) -> tuple[list[str], int]:
+    """The objects of outputs with these hashes that the store lacks or cannot read, and the number of all."""
     with waiting("asking the store for each object"):
-        files, missing_listings = data_objects.files_of_folders(digests, data_objects.cache_folder(root), bucket)
-        unreadable = data_objects.find_unreadable(bucket, digests | files)
-    return sorted({*unreadable, *map(data_objects.object_name, missing_listings)}), len(digests | files)
+        return data_objects.find_lost(bucket, digests, data_objects.cache_folder(root))
 
 
-def _refuse_unreadable(names: list[str]) -> None:
+def _refuse_lost(names: list[str]) -> None:
     if names:
         raise RemoteError(
-            f"want all data of this commit in the remote, but the store lists {data_objects.describe(names)} that it cannot "
-            "read, as after a stop during uploads; run `emuedit remote verify --repair`"
+            f"want all data of this commit in the remote, but the store lacks or cannot read {data_objects.describe(names)}, as "
+            "after a deletion or a stop during uploads, which `dvc push` does not notice; run `emuedit remote verify --repair`"
         )
 
 
@@ -172,8 +170,8 @@ def _publish(options: argparse.Namespace) -> None:
     bucket = Bucket(location)
     with waiting("comparing the data with the remote"):
         fields = data_manifest.describe_commit(root)
-    unreadable, _ = _find_unreadable(root, bucket, set(fields["data"].values()))
-    _refuse_unreadable(unreadable)
+    lost_names, _ = _find_lost(root, bucket, set(fields["data"].values()))
+    _refuse_lost(lost_names)
     folder = f"{SCRATCH}/publish-{uuid4().hex[:12]}"
     if not conditional_writes(bucket, folder) and not data_manifest.orders_versions(bucket):
         warning = "this store ignores `If-None-Match: *`: of two concurrent publishers, one would overwrite the other"

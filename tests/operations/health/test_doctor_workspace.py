@@ -33,9 +33,14 @@ def test_data_that_was_not_pushed_or_was_deleted_in_the_remote_is_found(
     dvc_run("push", "-q")
     (finding,) = workspace_checks.check_data_in_remote()
     assert (finding.status, finding.detail) == ("pass", "complete")
+    (file,) = [path for path in (tmp_path / "remote/files").rglob("*") if path.is_file() and path.suffix != ".dir"]
+    file.unlink()
+    (finding,) = workspace_checks.check_data_in_remote()
+    assert (finding.status, finding.detail) == ("warn", "1 missing, such as data/a.txt")
+    assert "emuedit remote verify --repair" in finding.fix
     shutil.rmtree(tmp_path / "remote/files")
     (finding,) = workspace_checks.check_data_in_remote()
-    assert finding.status == "warn"
+    assert (finding.status, finding.detail) == ("warn", "1 missing, such as data/")
 
 
 def test_a_remote_that_does_not_answer_in_time_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,7 +103,7 @@ def test_objects_that_are_listed_but_cannot_be_read_are_found_and_uploaded_again
     for command in ("verify", "publish"):
         status, _, errors = run(command)
         assert status == 2
-        assert f"the store lists 1 objects ({name}) that it cannot read" in errors
+        assert f"the store lacks or cannot read 1 objects ({name})" in errors
         assert "run `emuedit remote verify --repair`" in errors
     file = project / ".dvc/cache" / name
     content = file.read_bytes()
@@ -116,6 +116,46 @@ def test_objects_that_are_listed_but_cannot_be_read_are_found_and_uploaded_again
     assert status == 0, errors
     assert output.splitlines() == [f"uploading 1 objects ({name}) again", "the store has all 2 objects of this commit's data"]
     assert remote.get(name) == content
+
+
+@pytest.mark.parametrize("store_url", [MOTO], indirect=True)  # what DVC does is the subject
+@pytest.mark.usefixtures("dvc_in_process")
+def test_a_file_that_was_deleted_in_the_remote_is_found_and_uploaded_again(
+    project: Path, remote: Bucket, run: Run, dvc_run: Callable[..., None]
+) -> None:
+    dvc_run("push", "-q")
+    (key,) = [key for key in remote.sizes("files/") if not key.endswith(".dir")]
+    name = key.removeprefix(remote.location.key(""))
+    content = remote.get(name)
+    remote.delete([{"Key": key}])
+    dvc_run("push", "-q")
+    assert remote.get(name) is None, "want the fault of DVC that is the reason for these checks"
+    for command in ("verify", "publish"):
+        status, _, errors = run(command)
+        assert status == 2
+        assert f"the store lacks or cannot read 1 objects ({name})" in errors
+        assert "run `emuedit remote verify --repair`" in errors
+    status, output, errors = run("verify", "--repair")
+    assert status == 0, errors
+    assert output.splitlines() == [f"uploading 1 objects ({name}) again", "the store has all 2 objects of this commit's data"]
+    assert remote.get(name) == content
+
+
+@pytest.mark.parametrize("store_url", [MOTO], indirect=True)  # what DVC does is the subject
+def test_outputs_that_are_never_pushed_are_not_asked_for(
+    project: Path, remote: Bucket, run: Run, dvc_run: Callable[..., None], shell: Callable[..., str]
+) -> None:
+    stages = {
+        "cached": "cmd: mkdir local && echo c > local/c.txt, outs: [local: {push: false}]",
+        "plain": "cmd: mkdir plain && echo p > plain/p.txt, outs: [plain: {cache: false}]",
+    }
+    (project / "dvc.yaml").write_text("stages:\n" + "".join(f"  {name}: {{{text}}}\n" for name, text in stages.items()))
+    dvc_run("repro", "-q")
+    shell("git", "add", "-A", cwd=project)
+    shell("git", "commit", "-qm", "stages", cwd=project)
+    dvc_run("push", "-q")
+    status, output, errors = run("verify")
+    assert (status, output) == (0, "the store has all 2 objects of this commit's data\n"), errors
 
 
 @pytest.mark.parametrize("store_url", [MOTO], indirect=True)  # moto has no roles: the refusal is made here

@@ -6,7 +6,9 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from emuedit import failures
 from emuedit.editing import edit_commands, learn_command, task_commands
+from emuedit.failures import FailureKind
 from emuedit.name_hints import check_options
 from emuedit.operations import ledger_commands, server_commands
 from emuedit.operations.storage import remote_commands
@@ -32,17 +34,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, FileNotFoundError, service_errors.ServiceError) as error:
         print(f"emuedit: {error}", file=sys.stderr)
         return 2
-    except Exception as error:  # handle only errors of MLflow, whose server may stop at any time, and of the disk
-        if service_errors.is_of_mlflow(error):
-            print(f"emuedit: {service_errors.describe(error)}", file=sys.stderr)
-        elif isinstance(error, OSError) and error.filename is not None:
-            print(f"emuedit: {error.filename}: {error.strerror}", file=sys.stderr)
-        else:
+    except Exception as error:  # handle only errors of MLflow, the disk, this project and the network
+        if (line := _describe(error)) is None:
             raise
+        print(f"emuedit: {line}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("emuedit: stopped; nothing was written that is not listed above", file=sys.stderr)
         return 130
+
+
+def _describe(error: Exception) -> str | None:
+    """One line for an error that needs no traceback; None for others."""
+    if service_errors.is_of_mlflow(error):  # its server may stop at any time
+        return service_errors.describe(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    if type(error).__module__.partition(".")[0] == "emuedit":
+        return str(error)
+    if failures.kind_of(error) is FailureKind.NETWORK:
+        first_line = next(iter(str(error).splitlines()), type(error).__name__)
+        return f"{first_line}; a server did not answer: run the command again when it does"
+    return None
 
 
 def console_main() -> NoReturn:

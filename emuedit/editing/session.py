@@ -215,4 +215,9 @@ def _read(file: Path) -> dict[str, Any]:
         texts = (turn["instruction"], turn["task"])
         if not all(isinstance(text, str) for text in texts) or not isinstance(turn["settings"], dict):
             raise SessionError(f"want a turn with two texts and a mapping of settings, got {turn} in {file}")
+        if missing := sorted(EditSettings.model_fields.keys() - turn["settings"].keys()):
+            raise SessionError(
+                f"want all settings in each turn, got none of {', '.join(missing)} in {file}, which an earlier version made "
+                "without them; add the values to use"
+            )
     return content

@@ -20,7 +20,7 @@ from emuedit.core import compositing, diffusion, guidance
 from emuedit.core.guidance import GuidanceTerm
 from emuedit.editor import checkpoint, preservation, task_pack
 from emuedit.editor.checkpoint import FrozenParts
-from emuedit.editor.sampling_options import NO_OPTIONS, Edited, RawEdit, SamplingOptions
+from emuedit.editor.sampling_options import NO_OPTIONS, Edited, NonFiniteEditError, RawEdit, SamplingOptions
 from emuedit.editor.settings import EditSettings
 from emuedit.editor.task_adapter import TaskAdapter
 from emuedit.editor.unet import EditorUNet
@@ -67,7 +67,7 @@ class EditSampler:
         self.resolution_px = checkpoint.training_resolution(parts)
         """Side in px of a square with the area of the editor's training images."""
         self.max_pixels_per_batch = MAX_PIXELS_PER_BATCH
-        """Maximum number of pixels per batch (at least one image). Lower it to save memory."""
+        """Maximum number of pixels per batch (at least one image), with the padding to `grid_px`. Lower it to save memory."""
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -111,7 +111,8 @@ class EditSampler:
         A sample depends only on its image, instruction, task and seed; `max_pixels_per_batch` bounds the memory. Default `seeds`:
         settings.seed + 0, 1, ...; a generator is accepted in place of a seed.
         Guidance costs up to three evaluations per step, in one forward: see `guidance.terms_of`.
-        Raises UnknownTaskError for an unknown task, ValueError for images out of range and for lists of unequal length.
+        Raises UnknownTaskError for an unknown task, ValueError for images out of range and for lists of unequal length, and
+        NonFiniteEditError if the network returns NaN or infinity.
         """
         n = len(image_tensors.check_images(images))
         seeds = range(settings.seed, settings.seed + n) if seeds is None else seeds
@@ -123,7 +124,8 @@ class EditSampler:
         v = self.net.table.rows(tasks)  # [B, D_v]
         generators = [seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed) for seed in seeds]
         after, shift_of = torch.empty(images.shape), dict[int, float | None]()
-        at_once = n if options.after_step else max(1, self.max_pixels_per_batch // math.prod(images.shape[-2:]))
+        padded_px = math.prod(side + -side % self.grid_px for side in images.shape[-2:])
+        at_once = n if options.after_step else max(1, self.max_pixels_per_batch // padded_px)
         for task, rows in self._groups(tasks, at_once):
             before, texts, randoms = images[rows], [instructions[row] for row in rows], [generators[row] for row in rows]
             chosen = options if len(rows) == n else options.rows(rows)
@@ -167,6 +169,8 @@ class EditSampler:
             conditions = EditConditions(self.parts.encode(padded), self.parts.encode_text(instructions), v.to(self.device))
             z, change_probability = self._denoise(conditions, generators, settings, options)
             edited = self._decode(z, height, width)
+            if not edited.isfinite().all():
+                raise NonFiniteEditError(self.dtype)
             needs_reconstruction = settings.change_threshold > 0 and settings.against_reconstruction
             reconstruction = self._decode(conditions.c_I, height, width) if needs_reconstruction else None
         return RawEdit(edited.float(), reconstruction, None if change_probability is None else change_probability.cpu())

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 ReportStep = Callable[[int], None]
@@ -35,6 +36,15 @@ class SamplingOptions:
 
 
 NO_OPTIONS = SamplingOptions()
+
+
+class NonFiniteEditError(RuntimeError):
+    """Raised if an editor returns NaN or infinity, in most cases because float16 overflows."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        advice = "load it again: its weights are damaged" if dtype == torch.float32 else 'load it with dtype="float32"'
+        advice = 'load it with dtype="bfloat16" or "float32"' if dtype == torch.float16 else advice
+        super().__init__(f"want finite values from the editor, got NaN or infinity in {str(dtype).partition('.')[2]}; {advice}")
 
 
 @dataclass(frozen=True)

@@ -155,6 +155,19 @@ def test_a_turn_with_values_of_other_types_is_refused(
 
 
 @pytest.mark.slow
+def test_a_turn_without_a_setting_is_refused_since_its_default_may_be_another(
+    session: EditSession, editor: Editor, tmp_path: Path
+) -> None:
+    file = tmp_path / "session.json"
+    session.save(file)
+    content = json.loads(file.read_text())
+    del content["turns"][1]["settings"]["border_px"]
+    file.write_text(json.dumps(content))
+    with pytest.raises(SessionError, match="want all settings in each turn, got none of border_px in "):
+        EditSession.replay(editor, session.original, file)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 9, "picture": "", "editor": "", "turns": []}'])
 def test_a_file_that_is_no_session_is_refused(text: str, editor: Editor, picture: np.ndarray, tmp_path: Path) -> None:
     (tmp_path / "session.json").write_text(text)

@@ -9,6 +9,7 @@ from diffusers import PNDMScheduler
 from torch import Tensor
 
 from emuedit.editor.sampling import EditSampler
+from emuedit.editor.sampling_options import NonFiniteEditError
 from emuedit.editor.unet import Prediction
 from tests.editor.test_sampling import INSTRUCTIONS, SETTINGS, TASKS, UNGUIDED, pictures
 
@@ -66,3 +67,21 @@ def test_every_step_of_a_scheduler_that_makes_one_more_is_guided(
     batch_sizes = count_rows(sampler, monkeypatch)
     sampler.sample(pictures(1, 16, 16), INSTRUCTIONS[:1], TASKS[:1], SETTINGS.with_changes({"steps": 4}), [3])
     assert batch_sizes == [3] * 5
+
+
+@pytest.mark.slow
+def test_the_padding_counts_as_pixels_of_a_batch(make_sampler: MakeSampler, monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler = make_sampler("sd15")
+    side = sampler.grid_px + 1
+    sampler.max_pixels_per_batch = 2 * (2 * sampler.grid_px) ** 2
+    batch_sizes = count_rows(sampler, monkeypatch)
+    sampler.sample(pictures(3, side, side), INSTRUCTIONS, TASKS, UNGUIDED.with_changes({"steps": 1}), [3, 4, 5])
+    assert batch_sizes == [2, 1]
+
+
+@pytest.mark.slow
+def test_an_edit_that_is_not_finite_names_the_number_format(make_sampler: MakeSampler, monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler = make_sampler()
+    monkeypatch.setattr(type(sampler.parts), "decode", lambda parts, z: torch.full((len(z), 3, 16, 16), float("nan")))
+    with pytest.raises(NonFiniteEditError, match="want finite values from the editor, got NaN or infinity in float32; load it"):
+        sampler.sample(pictures(1, 16, 16), INSTRUCTIONS[:1], TASKS[:1], UNGUIDED, [3])

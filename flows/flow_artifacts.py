@@ -22,7 +22,7 @@ from emuedit.tracking.store_address import tracking_uri
 if TYPE_CHECKING:
     from emuedit.operations.yield_ledger import Ledger
     from flows.dvc_graph import Graph
-    from flows.release import RetrainResult
+    from flows.retrain_result import RetrainResult
     from flows.run_history import RunLine
     from flows.yield_record import YieldRecord
 

@@ -39,6 +39,7 @@ from flows.gpu_slot import gpu_slot
 from flows.lineage_events import LineageLog, StageTimes
 from flows.mail_notification import mail_on_failure
 from flows.retrain_options import RetrainOptions
+from flows.retrain_result import RetrainResult
 from flows.run_history import RunLine
 from flows.run_reason import complete_reason
 from flows.run_stage import BusyError, StageCall, StageError, StageStoppedError
@@ -176,9 +177,7 @@ def _retrain(root: Path, options: RetrainOptions) -> dict[str, Any]:
     return result.to_dict()
 
 
-def _publish(
-    graph: dvc_graph.Graph, result: release.RetrainResult, options: RetrainOptions, at_start: result_origin.StartState
-) -> None:
+def _publish(graph: dvc_graph.Graph, result: RetrainResult, options: RetrainOptions, at_start: result_origin.StartState) -> None:
     """Push the data and commit to the branch, as requested, and tag the version with the commit."""
     metrics = stage_outputs.merge_metrics(graph)
     commit = publication.publish(graph, options.push, options.branch, metrics, options.reason, at_start)

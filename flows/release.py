@@ -24,7 +24,7 @@ from emuedit.tracking.service_errors import ServiceError
 from flows import dvc_graph, gate_stage, publication, result_origin, run_history, stage_outputs, yield_record
 from flows.result_origin import StartState
 from flows.retrain_options import RetrainOptions
-from flows.retrain_result import RetrainResult as RetrainResult
+from flows.retrain_result import RetrainResult
 from flows.stage_outputs import content_tag, merge_metrics, model_parts, success_table
 from flows.yield_record import YieldRecord
 

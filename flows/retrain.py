@@ -22,6 +22,7 @@ from emuedit.tracking.service_errors import SERVICE_ENV, hide_password
 from flows import dvc_graph, flow_process, prefect_access, release, run_history, stage_outputs
 from flows.error_output import print_trace
 from flows.retrain_options import RetrainOptions
+from flows.retrain_result import RetrainResult
 from flows.run_history import RunLine
 from flows.run_reason import complete_reason
 from flows.stopping import Stopped, stop_on_signals, stop_with_uv
@@ -95,7 +96,7 @@ def _retrain(arguments: argparse.Namespace) -> int:
         _print_report(graph, up_to_date.result, start)
         return 0
     prefect_access.check()
-    result = release.RetrainResult.from_dict(flow_process.run_flow(options))
+    result = RetrainResult.from_dict(flow_process.run_flow(options))
     _print_report(graph, replace(result, table=stage_outputs.success_table(graph)), start)
     return 0
 
@@ -106,7 +107,7 @@ def _print_stale(graph: dvc_graph.Graph, stale: Mapping[str, tuple[str, ...]]) -
         print(f"  {name}: {'; '.join(reasons)}")
 
 
-def _print_report(graph: dvc_graph.Graph, result: release.RetrainResult, start: float) -> None:
+def _print_report(graph: dvc_graph.Graph, result: RetrainResult, start: float) -> None:
     """Print the table of edit success and the places of all results."""
     if result.table:
         print("\n" + format_success(result.table))

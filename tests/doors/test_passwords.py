@@ -10,7 +10,8 @@ import pytest
 from emuedit.operations.health import server_checks
 from emuedit.operations.servers import http_probe
 from emuedit.tracking import registry, service_errors, stats
-from flows import dvc_graph, prefect_access, release, retrain
+from flows import dvc_graph, prefect_access, retrain
+from flows.retrain_result import RetrainResult
 from tests.doors.fake_servers import broken_server
 
 PASSWORD = "4ecret-of-the-test"
@@ -44,7 +45,7 @@ def test_only_the_password_is_hidden(text: str, expected: str) -> None:
 
 
 def test_the_report_of_a_retrain_says_where_the_run_is(uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    retrain._print_report(dvc_graph.Graph(tmp_path, (), (), {}), release.RetrainResult(run_id="r1"), 0.0)
+    retrain._print_report(dvc_graph.Graph(tmp_path, (), (), {}), RetrainResult(run_id="r1"), 0.0)
     output = capsys.readouterr().out
     assert "run         r1 in " in output
     assert PASSWORD not in output

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from emuedit.tracking import registry, runs
-from flows import dvc_graph, flow_artifacts, release
+from flows import dvc_graph, flow_artifacts
+from flows.retrain_result import RetrainResult
 from flows.run_history import RunLine
 
 Created = dict[str, Any]
@@ -44,7 +45,7 @@ def graph(tmp_path: Path) -> dvc_graph.Graph:
 
 @pytest.mark.slow
 def test_the_contact_sheet_is_shown_at_a_size_that_prefect_can_store(graph: dvc_graph.Graph, created: Created) -> None:
-    flow_artifacts.publish(release.RetrainResult({"scores": 3.0}), "person: a", graph)
+    flow_artifacts.publish(RetrainResult({"scores": 3.0}), "person: a", graph)
     head, _, rest = created["contact-sheet"].partition("base64,")
     assert head == "![contact sheet](data:image/jpeg;"
     content = base64.b64decode(rest.partition(")")[0])
@@ -54,7 +55,7 @@ def test_the_contact_sheet_is_shown_at_a_size_that_prefect_can_store(graph: dvc_
         assert image.width < 2000
     assert "`reports/scores/contact_sheet.png`, reduced" in created["contact-sheet"]
     created.clear()
-    flow_artifacts.publish(release.RetrainResult(), "person: a", graph)
+    flow_artifacts.publish(RetrainResult(), "person: a", graph)
     assert created.keys() == {"retrain"}, "want no image again if no stage ran"
 
 
@@ -73,7 +74,7 @@ def test_the_results_link_to_the_run_the_version_and_the_reports(
     monkeypatch.setattr(runs, "client", lambda: client)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:5ecret@mlflow.example.org/prefix/")
     version = registry.ModelVersion(3, "run1")
-    flow_artifacts.publish(release.RetrainResult({}, "run1", version), "person: a", graph)
+    flow_artifacts.publish(RetrainResult({}, "run1", version), "person: a", graph)
     run = "https://mlflow.example.org/prefix/#/experiments/7/runs/run1"
     assert created["mlflow-run"] == run
     assert created["model-version"] == "https://mlflow.example.org/prefix/#/models/emuedit-editor/versions/3"

@@ -108,13 +108,13 @@ def test_the_making_of_the_editor_is_reported(tmp_path: Path, capsys: Any, monke
 
     printed: list[str] = []
 
-    def make(*_: object) -> tuple[StubEditor, None]:
+    def make(*_: object) -> tuple[StubEditor, SimpleNamespace]:
         until = time.monotonic() + 30
         while "".join(printed).count("train: making the editor") < 3:
             assert time.monotonic() < until, f"want three reports, got {printed}"
             time.sleep(0.05)
             printed.append(capsys.readouterr().err)
-        return StubEditor(), None
+        return StubEditor(), SimpleNamespace(tasks=())
 
     monkeypatch.setenv("EMUEDIT_PROGRESS_SECONDS", "0.1")
     monkeypatch.setattr(train.TrainJob, "make_editor", make)

@@ -50,6 +50,11 @@ _MEMORY_PHRASES = (
 """Messages of torch's plain RuntimeErrors: on a CPU, on macOS, and of CUDA and its libraries outside torch's allocator."""
 
 
+def package_of(error: BaseException) -> str:
+    """Top-level package that defines the class of an error, such as `emuedit`, whose errors explain themselves."""
+    return type(error).__module__.partition(".")[0]
+
+
 def kind_of(error: BaseException) -> FailureKind:
     """The kind of an error: the kind of the first error in its chain of causes that can be classified.
 
@@ -85,8 +90,7 @@ def _kind_of_one(error: BaseException) -> FailureKind | None:
     if (status := _http_status(error)) is not None:
         is_transient = status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in _TRANSIENT_STATUS
         return FailureKind.NETWORK if is_transient else FailureKind.OTHER
-    library = type(error).__module__.partition(".")[0]
-    if isinstance(error, _NETWORK_ERRORS) or library in _NETWORK_LIBRARIES:
+    if isinstance(error, _NETWORK_ERRORS) or package_of(error) in _NETWORK_LIBRARIES:
         return FailureKind.NETWORK
     if isinstance(error, socket.gaierror):
         return FailureKind.NETWORK if error.errno == socket.EAI_AGAIN else None  # the name server did not answer

@@ -51,19 +51,19 @@ def keep_compiled_modules() -> None:
 def available_cores() -> int:
     """CPU cores that this process may use: those of its affinity, and at most the quota of its container, rounded up."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota, _, period_us = _container_limit("cpu.max").partition(" ")  # microseconds per period
+    quota, _, period_us = read_cgroup("cpu.max").partition(" ")  # microseconds per period
     return min(cores, max(1, math.ceil(int(quota) / int(period_us)))) if quota.isdecimal() else cores
 
 
 def memory_capacity() -> int:
     """Memory of this machine, or the limit of its container, in bytes."""
     physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limit = _container_limit("memory.max")
+    limit = read_cgroup("memory.max")
     return min(physical, int(limit)) if limit.isdecimal() else physical
 
 
-def _container_limit(name: str) -> str:
-    """A limit of cgroup v2; `max` or empty: none."""
+def read_cgroup(name: str) -> str:
+    """A file of the container's cgroup v2, empty if there is none; a limit is a number, or `max` for none."""
     file = CGROUP / name
     return file.read_text().strip() if file.is_file() else ""
 

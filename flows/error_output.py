@@ -3,6 +3,7 @@
 import sys
 import traceback
 
+from emuedit.failures import package_of
 from emuedit.tracking.service_errors import hide_password
 
 _OWN = ("emuedit", "flows")
@@ -10,7 +11,7 @@ _OWN = ("emuedit", "flows")
 
 def explains_itself(error: BaseException) -> bool:
     """Whether the error's class is defined in this project, so that its message explains the problem and the remedy."""
-    return type(error).__module__.split(".")[0] in _OWN
+    return package_of(error) in _OWN
 
 
 def print_trace(error: BaseException) -> None:

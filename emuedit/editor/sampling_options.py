@@ -38,13 +38,18 @@ class SamplingOptions:
 NO_OPTIONS = SamplingOptions()
 
 
+_ADVICE = {
+    torch.float16: 'load it with dtype="bfloat16" or "float32"',
+    torch.float32: "load it again: its weights are damaged",
+}
+
+
 class NonFiniteEditError(RuntimeError):
     """Raised if an editor returns NaN or infinity, in most cases because float16 overflows."""
 
     def __init__(self, dtype: torch.dtype) -> None:
-        advice = "load it again: its weights are damaged" if dtype == torch.float32 else 'load it with dtype="float32"'
-        advice = 'load it with dtype="bfloat16" or "float32"' if dtype == torch.float16 else advice
-        super().__init__(f"want finite values from the editor, got NaN or infinity in {str(dtype).partition('.')[2]}; {advice}")
+        name, advice = str(dtype).partition(".")[2], _ADVICE.get(dtype, 'load it with dtype="float32"')
+        super().__init__(f"want finite values from the editor, got NaN or infinity in {name}; {advice}")
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,7 @@ _WHOLE_IMAGE = "of a task that changes the whole image"
 _NO_REFERENCE = "without a reference result"
 _ANOTHER_TASK = "refused, or with another predicted task"
 _ALL_CHANGED = f"with a reference result that leaves less than {_UNTOUCHED_SHARE:.0%} of the pixels unchanged"
+_MEASURING = service_errors.local("measured editors")
 _TIMED_EDITS = 5
 
 
@@ -73,7 +74,7 @@ class ComparisonConditions:
         return content_key({"items": named}, *sorted(set(code)))
 
 
-@service_errors.local("measured editors")
+@_MEASURING
 def read_conditions(root: Path, section: str = "evaluation", extra_tasks: Sequence[str] = ()) -> ComparisonConditions:
     """The edits of the workspace's evaluation, and those of further tasks. Raises ParamsError for a wrong section."""
     values = config.read_yaml(root / config.PARAMS_FILE)
@@ -86,7 +87,7 @@ def read_conditions(root: Path, section: str = "evaluation", extra_tasks: Sequen
     return ComparisonConditions(section, values["world"]["benchmark"], tasks, int(part["n_edits"]), settings, **optional)
 
 
-@service_errors.local("measured editors")
+@_MEASURING
 def check_tasks(conditions: ComparisonConditions, champion_uri: str) -> None:
     """Raise GateError if the benchmark lacks edits of a task with which the champion was promoted."""
     source = benchmark.load(conditions.benchmark, conditions.device)
@@ -100,7 +101,7 @@ def check_tasks(conditions: ComparisonConditions, champion_uri: str) -> None:
             ) from error
 
 
-@service_errors.local("measured editors")
+@_MEASURING
 def with_tasks(conditions: ComparisonConditions, tasks: Sequence[str]) -> ComparisonConditions:
     """The conditions for the `tasks` with edits in the benchmark; unchanged ones if none of them is a trained task."""
     source = benchmark.load(conditions.benchmark, conditions.device)
@@ -112,7 +113,7 @@ def with_tasks(conditions: ComparisonConditions, tasks: Sequence[str]) -> Compar
     return replace(conditions, tasks=tuple(present)) if any(get_task(task) not in HELD_OUT for task in present) else conditions
 
 
-@service_errors.local("measured editors")
+@_MEASURING
 def measure(package: Path, name: str, conditions: ComparisonConditions, root: Path) -> Measurement:
     """Measure the editor of a package on the edits. Tasks measured before with the same bytes and code are not run again."""
     conditions_key = conditions.key(root)
@@ -130,7 +131,7 @@ def measure(package: Path, name: str, conditions: ComparisonConditions, root: Pa
     return replace(_summarise(name, records, conditions_key), size_bytes=size, note=note)
 
 
-@service_errors.local("measured editors")
+@_MEASURING
 def measure_nothing(conditions: ComparisonConditions, root: Path) -> Measurement:
     """Measure the identity baseline, which a first model must beat."""
     source = benchmark.load(conditions.benchmark, conditions.device)
@@ -141,7 +142,7 @@ def measure_nothing(conditions: ComparisonConditions, root: Path) -> Measurement
     return replace(_summarise("the identity baseline", records, conditions.key(root)), note=note)
 
 
-@service_errors.local("measured editors")
+@_MEASURING
 def measure_speed(packages: Sequence[Path], conditions: ComparisonConditions) -> list[float]:
     """Seconds per edit of each package: the shortest of five, measured alternately, since other work only adds time."""
     runtime = Runtime.choose(conditions.device, conditions.dtype)

@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from emuedit import config, params_check
 from emuedit.data.publish import Summary
-from emuedit.failures import FailureKind, kind_of
+from emuedit.failures import FailureKind, kind_of, package_of
 from emuedit.processes import exit_process, keep_compiled_modules, set_env_defaults
 
 NETWORK_STATUS, OUT_OF_MEMORY_STATUS = 75, 71
@@ -51,7 +51,7 @@ def run_stage(stage: str) -> int:
         print(f"{stage}: stopped by {interrupted}; the same command resumes", file=sys.stderr, flush=True)
         return 128 + interrupted.number
     except Exception as error:  # outermost handler: our errors are printed as one line, others with a traceback
-        if not type(error).__module__.startswith("emuedit."):
+        if package_of(error) != "emuedit":
             traceback.print_exc()
         notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
         print(f"{stage}: {error}{notes}", file=sys.stderr, flush=True)
@@ -63,6 +63,11 @@ def run_stage(stage: str) -> int:
 def exit_status(error: BaseException) -> int:
     """NETWORK_STATUS, OUT_OF_MEMORY_STATUS or 1, by the error and its causes, also from another process."""
     return _STATUS[kind_of(error)]
+
+
+def halved(n: int) -> tuple[int, int]:
+    """A number in the previous try and in this one of a stage that ran out of memory, each at least 1."""
+    return max(1, n // (batch_divisor() // 2)), max(1, n // batch_divisor())
 
 
 def batch_divisor() -> int:

@@ -21,7 +21,7 @@ from emuedit.data.records import Instruction, Pair
 from emuedit.processes import prepare_workers
 from emuedit.progress import Progress
 from emuedit.runtime import Runtime, check_names
-from emuedit.stages import batch_divisor, stage_main
+from emuedit.stages import batch_divisor, halved, stage_main
 from emuedit.synthesis import strategy
 from emuedit.synthesis.candidate import SynthesisParams, source_key
 from emuedit.synthesis.model_set import MODELS, ModelSet
@@ -182,7 +182,7 @@ def _with_fewer_processes(workers: Workers, device: str, weights_bytes: int | No
         return workers
     processes = count_processes(workers, device, weights_bytes)
     if device == "cpu" and batch_divisor() > 1:
-        before, processes = (max(1, processes // divisor) for divisor in (batch_divisor() // 2, batch_divisor()))
+        before, processes = halved(processes)
         if processes < before:
             print(f"pairs: ran out of memory with {before} processes; retrying with {processes}", flush=True)
     return workers.model_copy(update={"processes": processes})
@@ -192,7 +192,7 @@ def _with_smaller_batches(params: PairsParams) -> PairsParams:
     """After running out of memory: halve the images per batch. One candidate and its source still share a forward pass."""
     if batch_divisor() == 1:
         return params
-    before, fewer = (max(1, params.rows_per_batch // divisor) for divisor in (batch_divisor() // 2, batch_divisor()))
+    before, fewer = halved(params.rows_per_batch)
     if before == 1:
         advice = "set pairs.workers: {kind: local, processes: 1}, or a smaller dtype or base model"
         print(

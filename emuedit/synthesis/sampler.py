@@ -77,6 +77,7 @@ class _ActiveVariants:
     scale: Tensor  # [V] guidance scales
     source_of: Tensor  # int64 [V], among the G sources of the trajectory
     inject: Tensor  # bool [V]
+    n_terms: int  # of guidance
 
     @property
     def size(self) -> tuple[int, int]:
@@ -157,8 +158,8 @@ class Sampler:
                     continue
                 k = list(rows.variants)
                 inject = torch.tensor(rows.inject, device=device)
-                active = _ActiveVariants(rows, z[k], text.take(k), M[k], scale[k], source_of[k], inject)
-                n_terms = self.n_terms(denoiser, step, active.scale)
+                n_terms = self.n_terms(denoiser, step, scale[k])
+                active = _ActiveVariants(rows, z[k], text.take(k), M[k], scale[k], source_of[k], inject, n_terms)
                 if trajectory.features and trajectory.features[step].n_terms >= n_terms:
                     e = self._predict_from_features(control, denoiser, step, trajectory, active, null)
                 else:
@@ -224,7 +225,7 @@ class Sampler:
         """
         e_null_sources = trajectory.e_null[step] if active.rows.all_start else None
         e_null = None if e_null_sources is None else e_null_sources[active.source_of]
-        n_terms = self.n_terms(denoiser, step, active.scale) if e_null is None else 1
+        n_terms = active.n_terms if e_null is None else 1
         control.set_recorded(trajectory.features[step], active.source_of, active.M, active.inject, active.size, n_terms)
         return self.predict_guided(denoiser, step, active.z, active.text, null, active.scale, e_null)[0]
 

@@ -127,19 +127,18 @@ def worker_pool(
     build: Callable[[], Work[J, R]],
     device: str,
     report: Report = ignore_report,
-    weights_bytes: int | None = 0,
 ) -> Iterator[Pool[J, R]]:
     """A pool whose workers call `build` once to load models, then the function that it returned for each job.
 
-    `device`: resolved by `choose_runtime`: 'cpu', 'cuda', 'mps' or, without Ray, 'cuda:1'. `weights_bytes`: size of one worker's
-    models, None if unknown; it limits the default number of processes. Errors name the job: in this process the original error is
-    raised, from another process or an actor a WorkerPoolError.
+    `device`: resolved by `choose_runtime`: 'cpu', 'cuda', 'mps' or, without Ray, 'cuda:1'. LocalWorkers have the number of
+    processes that `count_processes` gives for their models; without it, for models without weights. Errors name the job: in this
+    process the original error is raised, from another process or an actor a WorkerPoolError.
     """
     if isinstance(workers, RayWorkers):
         with _ray_pool(workers, build, device) as pool:
             yield pool
         return
-    processes = count_processes(workers, device, weights_bytes)
+    processes = count_processes(workers, device, weights_bytes=0)
     if processes == 1:
         yield partial(_do_here, cache(build), report)
         return

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from emuedit.failures import package_of
 from emuedit.tracking.store_address import tracking_uri
 
 SERVICE_ENV = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
@@ -72,7 +73,7 @@ def is_away(error: BaseException) -> bool:
     """
     if isinstance(error, ServiceError | ConnectionError | TimeoutError | PermissionError):
         return True
-    if type(error).__module__.partition(".")[0] in _LIBRARIES:
+    if package_of(error) in _LIBRARIES:
         return True
     is_unsupported = type(error).__name__.startswith("Unsupported")  # URI schemes
     return is_of_mlflow(error) and (is_unsupported or getattr(error, "error_code", "") in _AWAY_CODES)
@@ -93,7 +94,7 @@ def means_missing(error: Exception) -> bool:
 
 def is_of_mlflow(error: BaseException) -> bool:
     """Whether an error was raised by MLflow."""
-    return type(error).__module__.partition(".")[0] == "mlflow"
+    return package_of(error) == "mlflow"
 
 
 def describe(error: BaseException) -> str:

@@ -26,6 +26,7 @@ from emuedit.synthesis.worker_pool import (
     Workers,
     choose_runtime,
     connection,
+    count_processes,
     worker_pool,
 )
 from tests.synthesis.plain_jobs import Job, build_nothing, build_work, worker_pids
@@ -71,7 +72,8 @@ def test_every_job_is_done_once_by_workers_that_are_built_once(workers: Workers,
 
 
 def test_models_of_unknown_size_are_loaded_once_in_this_process(tmp_path: Path) -> None:
-    with worker_pool(LocalWorkers(), partial(build_work, tmp_path), "cpu", weights_bytes=None) as pool:
+    workers = LocalWorkers(processes=count_processes(LocalWorkers(), "cpu", None))
+    with worker_pool(workers, partial(build_work, tmp_path), "cpu") as pool:
         assert dict(pool({"shard-0": Job("square", 3)})) == {"shard-0": 9}
     assert worker_pids(tmp_path) == {os.getpid()}
 

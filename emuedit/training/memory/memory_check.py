@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from emuedit.processes import CGROUP, memory_capacity
+from emuedit.processes import memory_capacity, read_cgroup
 from emuedit.training.memory.memory_plan import GIB, MemoryEstimate
 
 _PROC = Path("/proc")
@@ -116,11 +116,11 @@ def _kib_field(file: Path, name: str) -> int:
 
 def _cgroup_bytes() -> int:
     """Remaining bytes of the container's limit (cgroup v2); page cache that can be dropped counts as free."""
-    limit, used = CGROUP / "memory.max", CGROUP / "memory.current"
-    if not limit.is_file() or not used.is_file() or limit.read_text().strip() == "max":
+    limit, used = read_cgroup("memory.max"), read_cgroup("memory.current")
+    if not (limit.isdecimal() and used):
         return 2**63
-    statistics = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
-    return int(limit.read_text()) - int(used.read_text()) + int(statistics.get("inactive_file", 0))
+    statistics = dict(line.split() for line in read_cgroup("memory.stat").splitlines())
+    return int(limit) - int(used) + int(statistics.get("inactive_file", 0))
 
 
 def _gib(n_bytes: int) -> str:

@@ -118,7 +118,7 @@ def test_a_device_whose_memory_cannot_be_read_is_not_checked(estimator: MemoryEs
 
 def test_available_memory_respects_the_limit_of_a_container(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory_check, "_PROC", tmp_path)
-    monkeypatch.setattr(memory_check, "CGROUP", tmp_path)
+    monkeypatch.setattr("emuedit.processes.CGROUP", tmp_path)
     assert memory_check.available_bytes(torch.device("cpu")) is None
     (tmp_path / "self").mkdir()
     (tmp_path / "self/status").write_text("Name:\tpython\nVmRSS:\t    100 kB\n")

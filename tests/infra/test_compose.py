@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -48,6 +47,15 @@ def test_services_are_hardened(name: str) -> None:
     assert service.get("network_mode") != "host"
     user = str(service.get("user", "10001"))  # that of our images
     assert user.split(":")[0] not in {"0", "root"}
+
+
+@each_service
+def test_logs_are_rotated(name: str) -> None:
+    """Docker's json-file keeps all of a log otherwise, until the disk is full."""
+    logging = SERVICES[name]["logging"]
+    assert (logging["driver"], set(logging["options"])) == ("json-file", {"max-size", "max-file"})
+    assert re.fullmatch(r"\d+m", logging["options"]["max-size"])
+    assert int(logging["options"]["max-file"]) > 1, "want more than one: a single file is emptied when it is full"
 
 
 @each_service
@@ -151,46 +159,6 @@ def test_caches_and_temporary_files_are_on_disk(name: str) -> None:
     assert service["environment"]["USER"]
 
 
-def test_passwords_are_changed_in_the_databases_before_their_files(tmp_path: Path) -> None:
-    folder = tmp_path / "compose"
-    folder.mkdir()
-    for script in ("create-secrets", "rotate-secrets"):
-        shutil.copy(INFRA / "compose" / script, folder)
-    docker = tmp_path / "bin/docker"
-    docker.parent.mkdir()
-    docker.write_text(
-        f'#!/bin/sh\necho "$*" >> {tmp_path}/calls\ncase "$*" in *exec*) cat >> {tmp_path}/input; exit $STATUS ;; esac\n'
-    )
-    docker.chmod(0o755)
-
-    def rotate(*names: str, status: int = 0) -> "subprocess.CompletedProcess[str]":
-        environment = {"PATH": f"{docker.parent}:{os.environ['PATH']}", "STATUS": str(status)}
-        return subprocess.run([folder / "rotate-secrets", *names], env=environment, capture_output=True, text=True)
-
-    def contents() -> dict[str, str]:
-        return {path.name: path.read_text() for path in (folder / "secrets").iterdir()}
-
-    subprocess.run([folder / "create-secrets"], check=True, capture_output=True)
-    before = contents()
-    assert rotate("postgres_password", status=1).returncode == 1
-    assert rotate("webhook_url").returncode == 2
-    assert rotate().returncode == 2
-    assert contents() == before, "want the files left alone where the database keeps its password"
-    (tmp_path / "input").unlink()
-    process = rotate("postgres_password", "mlflow_admin_password", "prefect_auth")
-    assert process.returncode == 0, process.stderr
-    after = contents()
-    changed = {name for name in after if after[name] != before[name]}
-    database = {"postgres_password", "mlflow_database_uri", "prefect_database_uri"}
-    assert changed == database | {"mlflow_admin_password", "prefect_auth"}
-    sent = f"ALTER ROLE emuedit PASSWORD '{after['postgres_password']}';\n{after['mlflow_admin_password']}"
-    assert (tmp_path / "input").read_text() == sent
-    assert f":{after['postgres_password']}@" in after["prefect_database_uri"]
-    assert (tmp_path / "calls").read_text().splitlines()[-1].endswith("up --detach --wait --force-recreate")
-    assert not any(after[name] in (tmp_path / "calls").read_text() for name in changed), "arguments can be read by all users"
-    assert all((folder / "secrets" / name).stat().st_mode & 0o777 == 0o644 for name in after)
-
-
 WRITABLE = ("/tmp", "/workspace", "/var/lib/mlflow", "/cache")
 """Folders in which services with our images can write."""
 WRITTEN_TO = ("HOME", "XDG_CACHE_HOME", "PREFECT_HOME", "DVC_SITE_CACHE_DIR")
@@ -239,7 +207,12 @@ def test_files_that_are_mounted_or_built_exist_and_secrets_are_ignored() -> None
             assert not source.startswith("./") or (INFRA / source).exists(), f"no {source}"
         build = service.get("build")
         assert build is None or (INFRA / build["context"] / build["dockerfile"]).exists()
-    for path in ("infra/.env", "infra/compose/secrets/postgres_password", ".emuedit/postgres.password"):
+    for path in (
+        "infra/.env",
+        "infra/compose.override.yaml",
+        "infra/compose/secrets/postgres_password",
+        ".emuedit/postgres.password",
+    ):
         assert subprocess.run(["git", "check-ignore", "-q", path], cwd=ROOT).returncode == 0, f"git would take {path}"
 
 

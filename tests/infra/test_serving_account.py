@@ -1,10 +1,9 @@
 """The account with which MLflow's clients that answer requests read the model: made, rotated, and no administrator."""
 
+import io
 import os
 import re
 import runpy
-import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pytest
 import yaml
 from mlflow.exceptions import RestException
 
+from tests.infra.fake_docker import FakeDocker
 from tests.repository import ROOT
 
 FOLDER = ROOT / "infra/compose"
@@ -94,23 +94,40 @@ def test_a_refusal_ends_the_service_with_an_error(create: Callable[..., None]) -
 
 @pytest.mark.parametrize("is_running", [True, False])
 def test_a_new_password_reaches_mlflow_and_a_champion_that_runs(tmp_path: Path, is_running: bool) -> None:
-    for script in ("create-secrets", "rotate-secrets"):
-        shutil.copy(FOLDER / script, tmp_path)
-    docker = tmp_path / "bin/docker"
-    docker.parent.mkdir()
-    answer = "echo 5f1c" if is_running else ":"
-    docker.write_text(f'#!/bin/sh\necho "$COMPOSE_PROFILES:$*" >> {tmp_path}/calls\ncase "$*" in *ps*) {answer} ;; esac\n')
-    docker.chmod(0o755)
-    subprocess.run([tmp_path / "create-secrets"], check=True, capture_output=True)
-    before = {path.name: path.read_text() for path in (tmp_path / "secrets").iterdir()}
-    environment = {"PATH": f"{docker.parent}:{os.environ['PATH']}", "COMPOSE_PROFILES": ""}
-    subprocess.run([tmp_path / "rotate-secrets", "mlflow_serving_password"], env=environment, check=True, capture_output=True)
-    after = {path.name: path.read_text() for path in (tmp_path / "secrets").iterdir()}
+    docker = FakeDocker(tmp_path, 'case "$*" in *ps*) echo 5f1c ;; esac' if is_running else "")
+    before = docker.secrets()
+    process = docker.run("rotate-secrets", "mlflow_serving_password")
+    assert process.returncode == 0, process.stderr
+    after = docker.secrets()
     assert {name for name in after if after[name] != before.get(name)} == {"mlflow_serving_password"}
-    *_, last = (tmp_path / "calls").read_text().splitlines()
-    profile, _, words = last.partition(":")
-    assert profile == ("serving" if is_running else ""), "its service sets the password in MLflow before the champion starts"
-    assert words.endswith("up --detach --wait --force-recreate")
+    *_, last = docker.calls
+    assert last.profiles == ("serving" if is_running else ""), "its service sets the password before the champion starts"
+    assert last.words == "up --detach --wait --force-recreate"
+
+
+@pytest.mark.parametrize("password_of_mlflow", ["present", "new"])
+def test_a_second_call_accepts_that_mlflow_has_the_new_password(password_of_mlflow: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first call may have failed after MLflow had it, and MLflow refuses to change a password to itself."""
+    script = (FOLDER / "rotate-secrets").read_text()
+    (program,) = re.findall(r'exec python -c "\n(.*?)"\'\n', script, re.DOTALL)
+    passwords = {"admin": password_of_mlflow}
+
+    class Client:
+        def get_user(self, name: str) -> None:
+            if os.environ["MLFLOW_TRACKING_PASSWORD"] != passwords[name]:
+                raise RestException({"error_code": "UNAUTHENTICATED", "message": "no"})
+
+        def update_user_password(self, name: str, password: str, current_password: str) -> None:
+            self.get_user(name)
+            assert (passwords[name], current_password) == ("present", "present")
+            passwords[name] = password
+
+    monkeypatch.setenv("MLFLOW_ADMIN_PASSWORD", "present")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "")
+    monkeypatch.setattr("sys.stdin", io.StringIO("new"))
+    monkeypatch.setattr(mlflow.server, "get_app_client", lambda app, tracking_uri: Client())
+    exec(program.replace('\\"', '"'), {})
+    assert passwords == {"admin": "new"}
 
 
 def test_all_random_passwords_can_be_changed() -> None:
@@ -119,7 +136,5 @@ def test_all_random_passwords_can_be_changed() -> None:
     (accepted,) = re.findall(r"^ +(\w+(?: \| \w+)+)\) ;;$", script, re.MULTILINE)
     assert set(accepted.split(" | ")) == set(passwords)
     page = (ROOT / "docs/deployment.md").read_text()
-    documented = {
-        word for line in re.findall(r"^infra/compose/rotate-secrets (.*)$", page, re.MULTILINE) for word in line.split()
-    }
+    documented = {word for line in re.findall(r"^compose/rotate-secrets (.*)$", page, re.MULTILINE) for word in line.split()}
     assert documented == set(passwords)

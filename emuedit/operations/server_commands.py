@@ -10,6 +10,7 @@ from typing import Any
 
 from emuedit.operations.health import registry_checks
 from emuedit.operations.servers import (
+    artifact_destination,
     ceph_store,
     local_ports,
     mlflow_tables,
@@ -28,7 +29,13 @@ PORT_BASE = 8500
 """The first port to try."""
 _AUTOMATIONS = Path("infra/prefect/automations.yaml")
 _SETUP = "flows.server_setup"
-_FAILURES = (server_control.ServersError, postgres_server.PostgresError, local_ports.PortError, RemoteError)
+_FAILURES = (
+    server_control.ServersError,
+    postgres_server.PostgresError,
+    local_ports.PortError,
+    artifact_destination.DestinationError,
+    RemoteError,
+)
 _SECRETS = ("AWS_SECRET_ACCESS_KEY",)
 """Variables whose values are in the file for the shell, but not printed."""
 
@@ -65,8 +72,9 @@ def _up(options: argparse.Namespace) -> int:
     has_flows = (cwd / "prefect.yaml").exists()
     try:
         with server_control.locked(folder):
+            artifact_destination.remember_destination(folder)
             server_control.forget_dead(folder, print)
-            layout, database, store = _layout(folder, options.port_base)
+            layout, database, store = _choose_layout(folder, options.port_base)
             print(f"database: {database}\nstore: {store}")
             _start(layout, cwd, has_flows)
     except _FAILURES as error:
@@ -91,9 +99,11 @@ def _start(layout: server_stack.StackLayout, cwd: Path, has_flows: bool) -> None
             layout.postgres.initialise()
             starter.start([by_name["postgres"]])
             layout.postgres.create_databases()
+        else:
+            server_stack.turn_on_write_ahead_log(layout.mlflow_file)
         mlflow = by_name["mlflow"]
         mlflow_tables.upgrade(layout, mlflow.command.environment, lambda: starter.end(mlflow), cwd)
-        starter.start([by_name[name] for name in (ceph_store.NAME, "mlflow", "prefect") if name in by_name])
+        _start_all(starter, [by_name[name] for name in (ceph_store.NAME, "mlflow", "prefect") if name in by_name], folder)
         if layout.store:
             layout.store.create_bucket()
         if not has_flows:
@@ -102,18 +112,21 @@ def _start(layout: server_stack.StackLayout, cwd: Path, has_flows: bool) -> None
         with waiting("creating the work pool, deployments and automations"):
             log = folder / "logs" / "setup.log"
             server_control.run_setup(arguments, server_stack.child_environment(layout), cwd, log)
-        _start_worker(starter, by_name["worker"], folder)
+        _start_all(starter, [by_name["worker"]], folder)
 
 
-def _start_worker(starter: server_control.Starter, worker: server_stack.Service, folder: Path) -> None:
-    """Start the worker unless it runs, and name the variables that only the worker before it had."""
-    before = read_record(folder, worker.name)
-    starter.start([worker])
-    if read_record(folder, worker.name) == before:
-        return
-    if missing := worker_variables.record_start(folder, worker.command):
-        names = ", ".join(missing)
-        print(f"worker: started without {names}, which it had before; if it needs them, set them and call `emuedit up` again")
+def _start_all(starter: server_control.Starter, services: Sequence[server_stack.Service], folder: Path) -> None:
+    """Start the services that do not run, and name the variables that only MLflow's server or the worker before had."""
+    before = {service.name: read_record(folder, service.name) for service in services}
+    starter.start(services)
+    for service in services:
+        if service.name not in worker_variables.RECORDED or read_record(folder, service.name) == before[service.name]:
+            continue
+        if names := ", ".join(worker_variables.record_start(folder, service.command)):
+            print(
+                f"{service.name}: started without {names}, which it had before; if it needs them, set them and call "
+                "`emuedit up` again"
+            )
 
 
 def _down(options: argparse.Namespace) -> int:
@@ -123,8 +136,9 @@ def _down(options: argparse.Namespace) -> int:
         return 0
     try:
         with server_control.locked(folder):
-            layout, *_ = _layout(folder, PORT_BASE)
-            if not server_control.end_all(folder, server_stack.services(layout, has_worker=True), print):
+            layout = _read_layout(folder)
+            services = server_stack.services(layout, has_worker=True) if layout else []
+            if not server_control.end_all(folder, services, print):
                 print("nothing was running")
     except _FAILURES as error:
         print(f"emuedit down: {error}", file=sys.stderr)
@@ -135,8 +149,7 @@ def _down(options: argparse.Namespace) -> int:
 def _status(options: argparse.Namespace) -> int:
     folder = options.data.resolve()
     rows: list[server_control.ServerStatus] = []
-    if (folder / "ports.json").exists():
-        layout, *_ = _layout(folder, PORT_BASE)
+    if layout := _read_layout(folder):
         if layout.store and not layout.store.is_created:  # never started here
             layout = replace(layout, store=None)
         services = server_stack.services(layout, has_worker=(Path.cwd() / "prefect.yaml").exists())
@@ -156,8 +169,28 @@ def _doctor(options: argparse.Namespace) -> int:
     return examine(as_json=options.json)
 
 
-def _layout(folder: Path, port_base: int) -> tuple[server_stack.StackLayout, str, str]:
-    """The layout of a data folder, and descriptions of its database and its S3 store."""
+def _read_layout(folder: Path) -> server_stack.StackLayout | None:
+    """The layout of the last start of a data folder, without any change of it; None if there was no start.
+
+    A server that was never started here has port 0.
+    """
+    remembered = local_ports.read_ports(folder)
+    if not remembered:
+        return None
+    ports = {**dict.fromkeys(server_stack.PORT_NAMES, 0), **remembered}
+    postgres, store = None, None
+    if (folder / "postgres").exists():  # otherwise `find_postgres` would create a password
+        postgres, _ = postgres_server.find_postgres(folder, ports["postgres"])
+    if (folder / ceph_store.KEYS_FILE).exists():  # otherwise `find_store` would create keys
+        store, _ = ceph_store.find_store(folder, ports[ceph_store.NAME], ports[ceph_store.MONITOR])
+    return server_stack.StackLayout(folder, ports, postgres, store)
+
+
+def _choose_layout(folder: Path, port_base: int) -> tuple[server_stack.StackLayout, str, str]:
+    """The layout for a start, with ports that are free or in use by its servers, and descriptions of its database and S3 store.
+
+    Writes the ports, and creates the password of the database and the keys of the store if they are missing.
+    """
     running = server_control.running_names(folder)
     if ceph_store.NAME in running:
         running.add(ceph_store.MONITOR)

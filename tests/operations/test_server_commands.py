@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from emuedit import cli
-from emuedit.operations.servers import ceph_store, server_stack
+from emuedit.operations import server_commands
+from emuedit.operations.servers import ceph_store, local_ports, postgres_server, server_stack
+from emuedit.operations.servers.background_process import ProcessRecord, read_record
 from emuedit.operations.servers.http_probe import ask
 from emuedit.operations.storage.bucket import Bucket, RemoteLocation
 from tests.repository import ROOT
@@ -44,6 +47,45 @@ def test_port_bases_out_of_range_are_refused(
     monkeypatch.chdir(tmp_path)
     assert cli.main(["up", "--port-base", "80"]) == 2
     assert "want --port-base from 1024 to 65000, got 80" in capsys.readouterr().err
+
+
+def test_only_up_changes_the_data_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also if a port is in use by the children of a dead server, and after the installation of PostgreSQL and Ceph."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ceph_store.shutil, "which", lambda tool: f"/usr/bin/{tool}")
+    monkeypatch.setattr(postgres_server, "_find_binaries", lambda version="": tmp_path)
+    data = tmp_path / server_commands.DATA
+    data.mkdir()
+    with socket.socket() as child:
+        child.bind(("127.0.0.1", 0))
+        child.listen()
+        port = child.getsockname()[1]
+        (data / "ports.json").write_text(json.dumps({"mlflow": port, "prefect": 1, "postgres": 2, "worker": 3}))
+        ProcessRecord("mlflow", 2**30, "a mark", f"http://127.0.0.1:{port}", 0.0, "").write(data)
+        before = {path.name: path.read_bytes() for path in data.iterdir()}
+        assert cli.main(["status", "--json"]) == 1
+        states = {status["name"]: status["state"] for status in json.loads(capsys.readouterr().out)}
+        assert states == {"mlflow": "dead", "prefect": "stopped"}
+        assert {path.name: path.read_bytes() for path in data.iterdir()} == before
+        assert cli.main(["down"]) == 0
+        assert read_record(data, "mlflow") is None
+        assert json.loads((data / "ports.json").read_text()) == json.loads(before["ports.json"])
+        assert {path.name for path in data.iterdir()} == {"ports.json", "lock"}
+        assert local_ports.choose_ports(data, ["mlflow"], 20_000)["mlflow"] != port, "want `up` to choose another"
+
+
+def test_down_in_a_folder_without_servers_chooses_no_ports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = tmp_path / server_commands.DATA
+    data.mkdir()
+    (data / "flow-runs.jsonl").touch()
+    assert cli.main(["down"]) == 0
+    assert "nothing was running" in capsys.readouterr().out
+    assert not (data / "ports.json").exists(), "commands would take MLflow's server for a stopped one"
 
 
 @pytest.mark.slow

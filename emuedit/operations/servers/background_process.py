@@ -19,6 +19,9 @@ import psutil
 from emuedit.data.atomic_file import replacing
 from emuedit.process_identity import start_mark
 
+MAX_LOG_BYTES = 10_000_000
+"""Size above which a log is renamed at a start: many days of access lines of a server, and an editor still opens it quickly."""
+
 
 @dataclass(frozen=True)
 class ProcessRecord:
@@ -97,10 +100,17 @@ def log_path(folder: Path, name: str) -> Path:
     return folder / "logs" / f"{name}.log"
 
 
+def rename_large_log(log: Path) -> None:
+    """Give a log that exceeds MAX_LOG_BYTES the suffix `.1`, in place of an earlier such file; a start then begins a new log."""
+    if log.exists() and log.stat().st_size > MAX_LOG_BYTES:
+        log.replace(log.with_name(f"{log.name}.1"))
+
+
 def start_process(command: BackgroundCommand, folder: Path, cwd: Path) -> ProcessRecord:
     """Start a process in its own session, append its output to its log, and write its record. Raises OSError."""
     log = log_path(folder, command.name)
     log.parent.mkdir(parents=True, exist_ok=True)
+    rename_large_log(log)
     with log.open("ab") as stream:
         process = subprocess.Popen(  # noqa: S603  a command line that this package builds
             list(command.arguments),

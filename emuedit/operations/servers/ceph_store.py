@@ -33,8 +33,9 @@ _REGION_ENV = ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_CA_BUNDLE", "MLFLOW_S3_I
 STORE_ENV = "EMUEDIT_STORE"
 """`off`: no store is started."""
 SCRIPT = Path(__file__).resolve().parents[3] / "infra/s3/ceph-rgw.sh"
+KEYS_FILE = "store.keys"
+"""File in the data folder of the servers with the keys; created at the first start."""
 _TOOLS = ("radosgw", "radosgw-admin", "ceph", "ceph-mon", "ceph-osd", "monmaptool")
-_KEYS_FILE = "store.keys"
 _PROBE_S = 5.0
 _MIN_DISK_GB, _MAX_DISK_GB = 4, 200
 
@@ -106,7 +107,7 @@ def find_store(folder: Path, port: int, monitor_port: int) -> tuple[CephStore | 
         return None, f"left out, as {STORE_ENV} says"
     if not SCRIPT.exists() or not all(shutil.which(tool) for tool in _TOOLS):
         return None, "left out: Ceph is not installed (Debian: infra/s3/ceph-rgw.sh install)"
-    path = folder / _KEYS_FILE
+    path = folder / KEYS_FILE
     store = CephStore(folder / NAME, port, monitor_port, *(_read_keys(path) if path.exists() else ("", "")))
     other = _other_store(store)
     if other and not store.is_created:

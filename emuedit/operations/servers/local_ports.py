@@ -9,6 +9,7 @@ from emuedit.data.atomic_file import replacing
 
 HOST = "127.0.0.1"
 _MAX_TRIES = 200
+_FILE = "ports.json"
 
 
 class PortError(RuntimeError):
@@ -26,14 +27,19 @@ def is_free(port: int) -> bool:
     return True
 
 
+def read_ports(folder: Path) -> dict[str, int]:
+    """The remembered ports by name; empty if none were chosen yet."""
+    path = folder / _FILE
+    ports: dict[str, int] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return ports
+
+
 def choose_ports(folder: Path, names: Sequence[str], base: int, running: Collection[str] = ()) -> dict[str, int]:
     """A port for each name: the remembered one if it is free or its server is `running`, else the next free one from `base`.
 
     Raises PortError.
     """
-    path = folder / "ports.json"
-    remembered: dict[str, int] = json.loads(path.read_text()) if path.exists() else {}
-    ports = {name: port for name, port in remembered.items() if name in running or is_free(port)}
+    ports = {name: port for name, port in read_ports(folder).items() if name in running or is_free(port)}
     for name in names:
         if name not in ports:
             free = (port for port in range(base, base + _MAX_TRIES) if port not in ports.values() and is_free(port))
@@ -41,6 +47,6 @@ def choose_ports(folder: Path, names: Sequence[str], base: int, running: Collect
             if port is None:
                 raise PortError(f"want a free port from {base} to {base + _MAX_TRIES - 1}, got none; choose another --port-base")
             ports[name] = port
-    with replacing(path) as partial:  # a file that was cut would stop every later start
+    with replacing(folder / _FILE) as partial:  # a file that was cut would stop every later start
         partial.write_text(json.dumps(ports, indent=1) + "\n", encoding="utf-8")
     return ports

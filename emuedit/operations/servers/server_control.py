@@ -20,6 +20,7 @@ from emuedit.operations.servers.background_process import (
     memory_bytes,
     read_record,
     remove_record,
+    rename_large_log,
     start_process,
 )
 from emuedit.operations.servers.server_stack import NAMES, Service
@@ -65,13 +66,13 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def forget_dead(folder: Path, say: Callable[[str], None]) -> None:
+def forget_dead(folder: Path, print_line: Callable[[str], None]) -> None:
     """Remove the records of dead processes, and kill their leftover children."""
     for name in NAMES:
         record = read_record(folder, name)
         if record and not record.is_running:
             n_left = end_leftovers(record)
-            say(
+            print_line(
                 f"{name}: process {record.pid} no longer exists"
                 + (f"; stopped {n_left} leftover child processes" if n_left else "")
             )
@@ -87,12 +88,12 @@ def running_names(folder: Path) -> set[str]:
 class Starter:
     """Starts services, and stops those that it started if the block fails.
 
-    with Starter(folder, cwd) as starter:
+    with Starter(folder, cwd, print) as starter:
         starter.start([service])
     """
 
-    def __init__(self, folder: Path, cwd: Path, say: Callable[[str], None]) -> None:
-        self._folder, self._cwd, self._say = folder, cwd, say
+    def __init__(self, folder: Path, cwd: Path, print_line: Callable[[str], None]) -> None:
+        self._folder, self._cwd, self._print_line = folder, cwd, print_line
         self._started: list[tuple[Service, ProcessRecord]] = []
 
     def __enter__(self) -> "Starter":
@@ -102,7 +103,7 @@ class Starter:
         if kind is None:
             return
         for service, record in reversed(self._started):
-            self._say(f"{service.name}: stopped, because the start failed")
+            self._print_line(f"{service.name}: stopped, because the start failed")
             end_process(record, service.grace_s, service.stop_signal)
             remove_record(self._folder, service.name)
 
@@ -118,7 +119,7 @@ class Starter:
         for service, record in self._started[len(self._started) - len(new) :]:
             with waiting(f"starting {service.name}"):
                 self._wait(service, record)
-            self._say(f"{service.name}: up at {service.command.url} after {time.time() - record.started_s:.0f} s")
+            self._print_line(f"{service.name}: up at {service.command.url} after {time.time() - record.started_s:.0f} s")
 
     def end(self, service: Service) -> None:
         """Stop a running service; `start` starts it again."""
@@ -126,7 +127,7 @@ class Starter:
         if record and record.is_running:
             end_process(record, service.grace_s, service.stop_signal)
             remove_record(self._folder, service.name)
-            self._say(f"{service.name}: stopped for an upgrade")
+            self._print_line(f"{service.name}: stopped for an upgrade")
 
     def _runs_already(self, service: Service) -> bool:
         record = read_record(self._folder, service.name)
@@ -135,17 +136,17 @@ class Starter:
         if not record.is_running:
             return False
         if not record.has_settings_of(service.command):
-            self._say(f"{service.name}: settings changed; restarting")
+            self._print_line(f"{service.name}: settings changed; restarting")
             end_process(record, service.grace_s, service.stop_signal)
             return False
         until = time.monotonic() + _ANSWER_S
         while not service.is_healthy():
             if time.monotonic() > until or not record.is_running:
-                self._say(f"{service.name}: process {record.pid} does not answer; restarting")
+                self._print_line(f"{service.name}: process {record.pid} does not answer; restarting")
                 end_process(record, service.grace_s, service.stop_signal)
                 return False
             time.sleep(_POLL_S)
-        self._say(f"{service.name}: already running at {record.url}")
+        self._print_line(f"{service.name}: already running at {record.url}")
         return True
 
     def _wait(self, service: Service, record: ProcessRecord) -> None:
@@ -169,6 +170,7 @@ class Starter:
 def run_setup(arguments: Sequence[str], environment: dict[str, str], cwd: Path, log: Path) -> None:
     """Run a program to its end, with its output in a log. Raises ServersError."""
     command = [sys.executable, *arguments]
+    rename_large_log(log)
     with log.open("a", encoding="utf-8") as stream:
         status = subprocess.run(command, env=environment, cwd=cwd, stdout=stream, stderr=stream, check=False).returncode  # noqa: S603
     if status:
@@ -176,9 +178,9 @@ def run_setup(arguments: Sequence[str], environment: dict[str, str], cwd: Path, 
         raise ServersError(f"`{shlex.join(['python', *arguments])}` failed with exit status {status}; the end of {log}:\n{end}")
 
 
-def end_all(folder: Path, services: Sequence[Service], say: Callable[[str], None]) -> int:
+def end_all(folder: Path, services: Sequence[Service], print_line: Callable[[str], None]) -> int:
     """Stop the services, the last one first; returns the number of those that ran."""
-    forget_dead(folder, say)
+    forget_dead(folder, print_line)
     by_name = {service.name: service for service in services}
     n_ended = 0
     for name in reversed(NAMES):
@@ -188,7 +190,7 @@ def end_all(folder: Path, services: Sequence[Service], say: Callable[[str], None
             with waiting(f"stopping {name}"):
                 grace_s = service.grace_s if service else _GRACE_S
                 graceful = end_process(record, grace_s, service.stop_signal if service else 15)
-            say(f"{name}: stopped" + ("" if graceful else f", killed after {grace_s:g} s"))
+            print_line(f"{name}: stopped" + ("" if graceful else f", killed after {grace_s:g} s"))
             n_ended += 1
         remove_record(folder, name)
     return n_ended

@@ -1,5 +1,6 @@
 """The servers of one machine in the order of their start, with their commands and health checks."""
 
+import contextlib
 import os
 import signal
 import sqlite3
@@ -8,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from emuedit.operations.servers import ceph_store, postgres_server, worker_variables
+from emuedit.operations.servers import artifact_destination, ceph_store, postgres_server, worker_variables
 from emuedit.operations.servers.background_process import BackgroundCommand
 from emuedit.operations.servers.http_probe import ask
 from emuedit.operations.servers.local_ports import HOST
@@ -27,7 +28,6 @@ HEARTBEAT_ENV = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
 """For all processes that may run a flow: infra/prefect/automations.yaml waits 90 s, and Prefect's default is 180 s."""
 LEASES_ENV = "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"
 """Where a Prefect server stores which slots are in use, and until when."""
-_ARTIFACTS_ENV = "MLFLOW_ARTIFACTS_DESTINATION"
 _ADDRESSES = ("MLFLOW_TRACKING_URI", "PREFECT_API_URL")
 _LOCAL = "localhost,127.0.0.1,::1"
 _PROBE_S = 5.0
@@ -81,7 +81,8 @@ class StackLayout:
     def exports(self) -> dict[str, str]:
         """Environment variables with the addresses of the servers, the heartbeat interval of flows and the keys of the store."""
         variables = {"MLFLOW_TRACKING_URI": self.url("mlflow"), "PREFECT_API_URL": f"{self.url('prefect')}/api", **HEARTBEAT_ENV}
-        if _artifacts(self.folder).startswith("s3://"):  # otherwise clients get URLs with the server's address of the store
+        destination = artifact_destination.read_destination(self.folder)
+        if destination.startswith("s3://"):  # otherwise clients get URLs with the server's address of the store
             variables |= {
                 "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false",
                 "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "false",
@@ -95,6 +96,12 @@ def services(layout: StackLayout, has_worker: bool) -> list[Service]:
     servers += [_store(layout.store)] if layout.store else []
     servers += [_mlflow(layout), _prefect(layout)]
     return [*servers, _worker(layout)] if has_worker else servers
+
+
+def turn_on_write_ahead_log(database: Path) -> None:
+    """Give an SQLite file, which is created if it is missing, a write-ahead log, in which readers do not wait for the writer."""
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
 
 
 def child_environment(layout: StackLayout) -> dict[str, str]:
@@ -120,15 +127,18 @@ def _mlflow(layout: StackLayout) -> Service:
     port, url = layout.ports["mlflow"], layout.url("mlflow")
     arguments = [sys.executable, "-W", "ignore", "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
     hosts = ",".join(f"{name}:{port}" for name in ("localhost", HOST))
+    destination = artifact_destination.read_destination(layout.folder)
     environment = {
         **child_environment(layout),
-        "MLFLOW_BACKEND_STORE_URI": layout.postgres.uri("mlflow") if layout.postgres else _sqlite(layout.mlflow_file),
-        _ARTIFACTS_ENV: _artifacts(layout.folder),
+        "MLFLOW_BACKEND_STORE_URI": layout.postgres.uri("mlflow") if layout.postgres else f"sqlite:///{layout.mlflow_file}",
+        artifact_destination.DESTINATION_ENV: destination,
         "MLFLOW_SERVER_ALLOWED_HOSTS": hosts,
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # 8 processes and 2 GB for nothing that is used here
     }
     del environment["MLFLOW_TRACKING_URI"]  # its own address, which it would ask
     optional = _optional(environment)
+    if destination != artifact_destination.default_destination(layout.folder):
+        optional.append(artifact_destination.DESTINATION_ENV)
     if endpoint := environment.get("S3_ENDPOINT_URL"):
         environment.setdefault("MLFLOW_S3_ENDPOINT_URL", endpoint)
     command = BackgroundCommand("mlflow", arguments, environment, url, optional=optional)
@@ -172,20 +182,4 @@ def _worker(layout: StackLayout) -> Service:
 
 def _optional(environment: Mapping[str, str]) -> list[str]:
     """Variables about S3 that are set in the shell, or for the store; a server that runs with other values is restarted."""
-    names = [*([_ARTIFACTS_ENV] if os.environ.get(_ARTIFACTS_ENV) else []), *ceph_store.S3_ENV]
-    return [name for name in names if environment.get(name)]
-
-
-def _artifacts(folder: Path) -> str:
-    """Destination of MLflow's artifacts: MLFLOW_ARTIFACTS_DESTINATION, such as s3://bucket/emuedit/mlflow, or the data folder."""
-    return os.environ.get(_ARTIFACTS_ENV) or str(folder / "artifacts")
-
-
-def _sqlite(path: Path) -> str:
-    """URI of a database file with a write-ahead log, in which readers do not wait for the writer."""
-    connection = sqlite3.connect(path)
-    try:
-        connection.execute("PRAGMA journal_mode=WAL")
-    finally:
-        connection.close()
-    return f"sqlite:///{path}"
+    return [name for name in ceph_store.S3_ENV if environment.get(name)]

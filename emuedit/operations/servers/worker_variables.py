@@ -1,7 +1,7 @@
 """Variables of the shell that the worker's runs read: keys of services, mail, and settings of stages.
 
-The worker has the environment of the shell in which `emuedit up` started it. Their names, not their values, are stored, so that a
-start from another shell can say which are missing.
+The worker and MLflow's server have the environment of the shell in which `emuedit up` started them. The names of variables, not
+their values, are stored, so that a start from another shell can say which are missing.
 """
 
 import json
@@ -19,7 +19,8 @@ SETTINGS = (
     "XDG_CACHE_HOME", "CUDA_VISIBLE_DEVICES", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "PREFECT_API_AUTH_STRING",
 )  # fmt: skip
 """Other variables that a worker passes on to its runs; they take effect at its next start."""
-_FILE = "worker-variables.json"
+RECORDED = {"mlflow": (), "worker": SETTINGS}
+"""Service -> patterns of variables that are recorded beside the optional ones of its command."""
 
 
 def names_in(environment: Mapping[str, str], patterns: Sequence[str] = SERVICES) -> list[str]:
@@ -28,9 +29,9 @@ def names_in(environment: Mapping[str, str], patterns: Sequence[str] = SERVICES)
 
 
 def record_start(folder: Path, command: BackgroundCommand) -> list[str]:
-    """Record the names that a new worker has, in the data folder; returns those that only the worker before it had, sorted."""
-    names = sorted({*command.optional_settings, *names_in(command.environment, SETTINGS)})
-    path = folder / _FILE
+    """Record the names that a new process of RECORDED has, in the data folder; returns those that only the one before it had."""
+    names = sorted({*command.optional_settings, *names_in(command.environment, RECORDED[command.name])})
+    path = folder / f"{command.name}-variables.json"
     try:
         earlier = {str(name) for name in json.loads(path.read_text(encoding="utf-8"))}
     except (FileNotFoundError, ValueError, TypeError):

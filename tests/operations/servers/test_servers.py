@@ -279,6 +279,7 @@ def test_local_servers_are_reached_past_a_proxy(tmp_path: Path, monkeypatch: pyt
 
 
 def test_the_sqlite_database_has_a_write_ahead_log(tmp_path: Path) -> None:
+    server_stack.turn_on_write_ahead_log(tmp_path / "mlflow.db")
     environment = server_stack.services(layout(tmp_path), has_worker=False)[0].command.environment
     assert environment["MLFLOW_BACKEND_STORE_URI"] == f"sqlite:///{tmp_path}/mlflow.db"
     assert (tmp_path / "mlflow.db").read_bytes()[18:20] == b"\x02\x02", "want file format 2, which is the write-ahead log"

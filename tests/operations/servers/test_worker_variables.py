@@ -42,7 +42,7 @@ def worker_now(folder: Path, port: int) -> Service:
 
 def start(folder: Path, port: int) -> None:
     with Starter(folder, folder, print) as starter:
-        server_commands._start_worker(starter, worker_now(folder, port), folder)
+        server_commands._start_all(starter, [worker_now(folder, port)], folder)
 
 
 def end(folder: Path) -> None:
@@ -86,6 +86,22 @@ def test_a_start_from_a_shell_without_its_keys_names_them(
     output = capsys.readouterr().out
     assert "worker: settings changed; restarting" in output, "want the key to take effect"
     assert "started without" not in output
+
+
+def test_mlflow_is_named_too_if_it_lacks_the_address_of_its_store(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def mlflow_now() -> background_process.BackgroundCommand:
+        layout = StackLayout(folder, dict.fromkeys(server_stack.PORT_NAMES, 8500), None)
+        return server_stack.services(layout, has_worker=False)[-2].command
+
+    monkeypatch.setenv("S3_ENDPOINT_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setenv("HF_HOME", "/models")  # not for MLflow
+    assert worker_variables.record_start(folder, mlflow_now()) == []
+    assert SECRET not in (folder / "mlflow-variables.json").read_text()
+    for name in ("S3_ENDPOINT_URL", "AWS_SECRET_ACCESS_KEY", "HF_HOME"):
+        monkeypatch.delenv(name)
+    assert worker_variables.record_start(folder, mlflow_now()) == ["AWS_SECRET_ACCESS_KEY", "S3_ENDPOINT_URL"]
+    assert worker_variables.record_start(folder, mlflow_now()) == []
 
 
 def test_the_names_that_emuedit_reads_are_passed_on() -> None:

@@ -1,4 +1,5 @@
 import shutil
+import subprocess
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 
 from emuedit.cli import main
-from emuedit.operations.storage import data_manifest, object_probes
+from emuedit.operations.storage import data_manifest, dvc_remote, object_probes
 from emuedit.operations.storage.bucket import Bucket
 from emuedit.operations.storage.remote_error import RemoteError
 from tests.operations.conftest import MOTO
@@ -31,6 +32,13 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 
 @pytest.fixture
+def dvc_here_with_moto(request: pytest.FixtureRequest) -> None:
+    """With moto, the dvc that `emuedit remote` starts runs in this process; with a real store, in its own, as for users."""
+    if request.node.callspec.params["store_url"] == MOTO:
+        request.getfixturevalue("dvc_in_process")
+
+
+@pytest.fixture
 def remote(
     project: Path, store_url: str, make_bucket: Callable[..., Bucket], run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> Bucket:
@@ -41,6 +49,7 @@ def remote(
     return bucket
 
 
+@pytest.mark.usefixtures("dvc_here_with_moto")
 def test_init_check_publish_latest_link_and_gc(
     project: Path, remote: Bucket, run: Run, dvc_run: Callable[..., None], shell: Callable[..., str]
 ) -> None:
@@ -189,9 +198,11 @@ def test_gc_says_only_what_it_knows_about_old_versions(
 
 
 @pytest.mark.parametrize("store_url", [MOTO], indirect=True)  # what DVC and git do is the subject
+@pytest.mark.usefixtures("dvc_in_process")
 def test_gc_keeps_what_every_stash_and_an_unreadable_commit_name(
-    project: Path, remote: Bucket, run: Run, dvc_run: Callable[..., None], shell: Callable[..., str]
-) -> None:
+    project: Path, remote: Bucket, run: Run, dvc_run: Callable[..., None], shell: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     for name in ("stashed", "stashed later", "unreadable"):
         (project / "data/a.txt").write_text(name)
         dvc_run("add", "-q", "data")
@@ -206,6 +217,7 @@ def test_gc_keeps_what_every_stash_and_an_unreadable_commit_name(
     shell("git", "commit", "-qm", "back", cwd=project)
     shutil.rmtree(project / ".dvc/cache")  # the listings of folders come from the remote
     before = remote.names("files/")
+    monkeypatch.setattr(dvc_remote, "subprocess", subprocess)  # the output of real processes is read
     status, output, errors = run("gc", "--yes")
     assert status == 0, errors
     assert "1 commits have a dvc.yaml that DVC cannot read" in output

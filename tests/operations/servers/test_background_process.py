@@ -1,0 +1,42 @@
+"""Logs of background processes have a bounded size."""
+
+import os
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from emuedit.operations.servers import background_process, server_control
+from emuedit.operations.servers.background_process import BackgroundCommand
+
+
+def run_to_end(folder: Path, text: str) -> Path:
+    """Start a process that prints a text, wait for its end, and return its log."""
+    command = BackgroundCommand("mlflow", [sys.executable, "-S", "-c", f"print({text!r})"], dict(os.environ), "")
+    record = background_process.start_process(command, folder, folder)
+    os.waitpid(record.pid, 0)
+    assert not psutil.pid_exists(record.pid)
+    return background_process.log_path(folder, "mlflow")
+
+
+def test_a_start_renames_a_large_log_and_appends_to_a_small_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(background_process, "MAX_LOG_BYTES", 10)
+    log = run_to_end(tmp_path, "first")
+    assert run_to_end(tmp_path, "second").read_text() == "first\nsecond\n"
+    assert [path.name for path in log.parent.iterdir()] == ["mlflow.log"]
+    assert run_to_end(tmp_path, "third").read_text() == "third\n"
+    assert log.with_name("mlflow.log.1").read_text() == "first\nsecond\n"
+    log.write_text("newer than ten bytes\n")
+    run_to_end(tmp_path, "fourth")
+    assert log.with_name("mlflow.log.1").read_text() == "newer than ten bytes\n", "want one earlier log, the newest"
+    assert sorted(path.name for path in log.parent.iterdir()) == ["mlflow.log", "mlflow.log.1"]
+
+
+def test_the_log_of_a_setup_program_is_renamed_too(tmp_path: Path) -> None:
+    log = tmp_path / "setup.log"
+    with log.open("wb") as stream:
+        stream.truncate(background_process.MAX_LOG_BYTES + 1)
+    server_control.run_setup(["-S", "-c", "print('new')"], dict(os.environ), tmp_path, log)
+    assert log.read_text() == "new\n"
+    assert (tmp_path / "setup.log.1").stat().st_size == background_process.MAX_LOG_BYTES + 1

@@ -19,19 +19,26 @@ _NAME_IN_COMMENT, _ANCHOR_OR_TAG = re.compile(r"#.*\$"), re.compile(r"(?:[&!]\S*
 _COMMENT_AFTER = re.compile(r"([^#\n]*?)( +)(?=# )")
 _RECORD_HEAD = "# Computed values, for the next run of `emuedit init`: it keeps those that differ above. Do not edit these lines."
 _RECORD_WIDTH = 118
+_OPTION = "--"
+"""Prefix of an option's name in the record."""
 _Path = tuple[str | int, ...]
 
 
-def keep(earlier: str, rendered: str, template: str, options: Collection[str]) -> tuple[str, list[str]]:
+def keep(
+    earlier: str, rendered: str, template: str, options: Collection[str], limited: Mapping[str, Any] | None = None
+) -> tuple[str, list[str]]:
     """(`rendered` with the kept values of `earlier` and the new record, notes on what was kept, replaced and added).
 
     rendered: the filled template. options: `$` names in the template whose values are options; the others are computed.
+    limited: `$` names of options whose value may be above the rendered one -> that value, for the record.
     Nothing is kept if `earlier` was not written by `emuedit init` or is not valid YAML, and no `$` value if it has no record.
     """
     old, new = sections(earlier), yaml.safe_load(rendered)
-    names = {path: str(node.value)[1:] for path, node in _walk(yaml.compose(template)) if str(node.value).startswith("$")}
+    names = _names(template)
     values = {name: _get(new, path) for path, name in names.items()}
-    record = _format_record({name: value for name, value in values.items() if name not in options})
+    limited = limited or {}
+    recorded = {name: value for name, value in values.items() if name not in options or name in limited}
+    record = _format_record(recorded | {_OPTION + name: value for name, value in limited.items()})
     if not old:
         return rendered + record, []
     body, written = _split_record(earlier)
@@ -54,6 +61,30 @@ def keep(earlier: str, rendered: str, template: str, options: Collection[str]) -
 def sections(earlier: str) -> dict[str, Any]:
     """The sections of a `params.yaml`; none if it was not written by `emuedit init` or is not valid YAML."""
     return (_parse(earlier) if _MARK in earlier else None) or {}
+
+
+def read(earlier: str, template: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(`$` name in the template -> its value in `earlier`, `$` name -> value that the earlier run computed).
+
+    The first one has the value of a limited option before the limit, unless it was changed by hand. Both are empty if `earlier`
+    was not written by `emuedit init` or is not valid YAML, the second one also without a record.
+    """
+    if not sections(earlier):
+        return {}, {}
+    body, computed = _split_record(earlier)
+    names, content = _names(template), yaml.safe_load(body)
+    nodes = dict(_walk(yaml.compose(body)))
+    values = {name: _get(content, path) for path, name in names.items() if path in nodes}
+    for name in values.keys() & computed.keys():
+        if _OPTION + name in computed and values[name] == computed[name]:
+            values[name] = computed.pop(_OPTION + name)
+            del computed[name]
+    return values, computed
+
+
+def _names(template: str) -> dict[_Path, str]:
+    """Path -> `$` name of the values of the template that are filled in."""
+    return {path: str(node.value)[1:] for path, node in _walk(yaml.compose(template)) if str(node.value).startswith("$")}
 
 
 def _format_record(values: Mapping[str, Any]) -> str:

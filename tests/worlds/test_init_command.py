@@ -112,7 +112,7 @@ def test_models_here_are_deps_and_those_of_the_hub_and_of_the_toy_world_are_not(
         line for line in before.splitlines() if line.startswith("#")
     ]
     assert text.count("# and each folder of dataset.mix") == before.count("# and each folder of dataset.mix")
-    assert init("--dino", LOCAL["--dino"], "--no-pin", "--overwrite") == 0
+    assert init("--dino", LOCAL["--dino"], "--clip", "ViT-L-14/openai", "--no-pin", "--overwrite") == 0
     stages = yaml.safe_load((clone / "dvc.yaml").read_text())["stages"]
     assert "${world.dino}" in stages["evaluation"]["deps"], "a second time it works on its own file"
     assert "${world.clip}" not in stages["evaluation"]["deps"]

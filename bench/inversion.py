@@ -10,6 +10,8 @@ resumes, as long as editor, settings and code are the same.
 - `adapter`: the embedding and an adapter of rank 32 (ours, as in `emuedit learn`);
 - `expert`: an adapter of rank 128, four times as large: tests whether the task can be learned at all;
 - `textual_inversion`: one new token of the text encoder, with the rates of diffusers' textual_inversion.py.
+
+All methods but the first choose a change threshold on the eight held-out examples, as `emuedit learn` does.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from emuedit.editor.settings import EditSettings
 from emuedit.metrics.systems import make_edits
 from emuedit.runtime import Runtime
 from emuedit.training.inversion_examples import encode_split
+from emuedit.training.learned_threshold import choose_change_threshold
 from emuedit.training.loss import LossWeights
 from emuedit.training.task_inversion import InversionSettings, invert
 from toyworld.edits.exact_edits import build_edits
@@ -79,14 +82,22 @@ def run(folder: Path, task: str, method: str, n: int, seed: int, quick: bool) ->
         sampler, learned_from, held_out,
         settings.model_copy(update={"steps": 0, "adapter_rank": 0}) if method == "textual_inversion" else settings,
     )  # fmt: skip
-    sampler.add_task("new", learned.v, learned.adapter)
+    texts = examples.instructions[n:]
     if method == "textual_inversion":
         word = textual_inversion.learn(sampler, learned_from, learned.v, settings)
-        test.instructions[:] = [f"{word} {text}" for text in test.instructions]
+        texts, test.instructions[:] = ([f"{word} {text}" for text in instructions] for instructions in (texts, test.instructions))
+    threshold = None
+    if method != "zero_shot":
+        pictures = (examples.before[n:], examples.exact[n:])
+        threshold = choose_change_threshold(sampler, learned, *pictures, texts, edit_settings)
+    sampler.add_task("new", learned.v, learned.adapter, threshold)
     seconds = time.perf_counter() - start
     output = make_edits(sampler, test, ["new"] * len(test.instructions), edit_settings, list(range(len(test.instructions))))
     success = test.judge(output).success
-    figures = {"success": float(success.mean()), "n_edits": len(success), "seconds": round(seconds, 1), "start": learned.start}
+    figures = {
+        "success": float(success.mean()), "n_edits": len(success), "seconds": round(seconds, 1), "start": learned.start,
+        "change_threshold": threshold,
+    }  # fmt: skip
     return figures, output
 
 

@@ -15,6 +15,7 @@ from emuedit.editing.api import Editor
 from emuedit.editor import task_pack
 from emuedit.editor.task_pack import TaskPack
 from emuedit.training.inversion_examples import encode_split
+from emuedit.training.learned_threshold import choose_change_threshold
 from emuedit.training.task_inversion import InversionSettings, invert, training_loss
 
 HELD_OUT_EVERY = 5
@@ -67,7 +68,16 @@ def learn(editor: Editor, examples: Sequence[ExampleEdit], settings: InversionSe
     rows = (split.learned, split.held_out)
     batches = encode_split(sampler, pictures.before, pictures.after, instructions, rows, settings.flip)
     learned = invert(sampler, *batches, settings)
-    pack = learned.pack(sampler.fingerprint, settings, instructions, {"settings": settings.model_dump(mode="json")})
+    change_threshold = choose_change_threshold(
+        sampler,
+        learned,
+        before=pictures.before[split.held_out],
+        after=pictures.after[split.held_out],
+        instructions=[instructions[row] for row in split.held_out],
+        settings=editor.settings,
+    )
+    origin = {"settings": settings.model_dump(mode="json")}
+    pack = learned.pack(sampler.fingerprint, settings, instructions, origin, change_threshold)
     out.mkdir(parents=True, exist_ok=True)
     task_pack.save(pack, file)
     editor.add_pack(file)
@@ -105,6 +115,13 @@ def _held_out_words(split: Split) -> str:
 
 def _card(pack: TaskPack, split: Split, file: Path) -> str:
     adapter = "only the embedding" if pack.adapter is None else f"the embedding and an adapter of rank {pack.adapter.rank}"
+    kept = (
+        ""
+        if pack.change_threshold is None
+        else f"""
+Pixels that an edit changes by less than about {pack.change_threshold:g} (sum over RGB in [0, 1]) keep their values.
+"""
+    )
     wordings = "\n".join(f"- {text}" for text in pack.instructions[:20])
     return f"""\
 # {pack.name}
@@ -112,7 +129,7 @@ def _card(pack: TaskPack, split: Split, file: Path) -> str:
 A task pack for the editor `{pack.base}`: {adapter}, learned from {pack.n_examples} examples
 in {pack.record["steps"]} steps, starting from the task `{pack.record["start"]}`. The loss {_held_out_words(split)}
 fell from {pack.record["loss_start"]:.4f} to {pack.record["loss"]:.4f}.
-
+{kept}
 ![edits {_held_out_words(split)}]({pack.name}.png)
 
 ```sh

@@ -24,21 +24,29 @@ REGISTRATION_PX = 256
 """Larger images are averaged to at most this size for the estimate of a shift, which takes 0.2 s there. Ours."""
 
 
-def edit_weight(before: Tensor, edit: RawEdit, tasks: Sequence[str], settings: EditSettings, factor: int) -> Tensor:
+def edit_weight(
+    before: Tensor, edit: RawEdit, tasks: Sequence[str], settings: EditSettings, factor: int, learned: Sequence[float] = ()
+) -> Tensor:
     """Weight [B, 1, H, W] of the edited image: 0 in preserved pixels, 1 inside the changed region and in whole-image tasks.
 
-    `change_threshold` is measured from `edit.reconstruction`, or from `before` without one. factor: side in px of a latent cell.
+    Change is measured from `edit.reconstruction`, or from `before` without one. factor: side in px of a latent cell.
+    learned: change threshold of each image's task, which applies if it is above that of the settings and that one is not 0.
     """
     height, width = before.shape[-2:]
     changed = torch.ones(len(before), 1, height, width, dtype=torch.bool)
+    reference = before if edit.reconstruction is None else edit.reconstruction
     if settings.change_threshold > 0:
-        reference = before if edit.reconstruction is None else edit.reconstruction
         is_over = change_threshold.exceeds_threshold(reference, edit.image, settings.change_threshold)
         changed = is_over | _flags(changes_whole_image(task) for task in tasks)
     if settings.composite and edit.change_probability is not None:
         cells = compositing.changed_cells(edit.change_probability, factor, height, width)
         changed = changed & (cells | _flags(not edits_an_object(task) for task in tasks))
-    return compositing.soft_border(changed, settings.border_px)
+    weight = compositing.soft_border(changed, settings.border_px)
+    for row, alpha in enumerate(learned):
+        if alpha > settings.change_threshold > 0:
+            pictures = (before[row], reference[row], edit.image[row])
+            weight[row] = change_threshold.edge_aware_weight(*pictures, alpha, radius_px=max(1, factor // 2))
+    return weight
 
 
 def measure_shifts(

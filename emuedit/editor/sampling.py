@@ -63,6 +63,8 @@ class EditSampler:
         self._lock = threading.RLock()  # an active adapter affects all users of the network
         self.adapters: dict[str, TaskAdapter] = {}
         """Task -> adapter, for tasks learned with one."""
+        self.change_thresholds: dict[str, float] = {}
+        """Task -> change threshold, for learned tasks whose results keep a part of the image."""
         self.grid_px = grid_of(parts)
         self.resolution_px = checkpoint.training_resolution(parts)
         """Side in px of a square with the area of the editor's training images."""
@@ -121,24 +123,38 @@ class EditSampler:
                 f"want one instruction, task and seed for each image, got {n} images, {len(instructions)} instructions, "
                 f"{len(tasks)} tasks, {len(seeds)} seeds"
             )
-        v = self.net.table.rows(tasks)  # [B, D_v]
-        generators = [seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed) for seed in seeds]
         after, shift_of = torch.empty(images.shape), dict[int, float | None]()
-        padded_px = math.prod(side + -side % self.grid_px for side in images.shape[-2:])
-        at_once = n if options.after_step else max(1, self.max_pixels_per_batch // padded_px)
-        for task, rows in self._groups(tasks, at_once):
-            before, texts, randoms = images[rows], [instructions[row] for row in rows], [generators[row] for row in rows]
-            chosen = options if len(rows) == n else options.rows(rows)
-            with self._lock, self._adapter_of(task):
-                edit = self._sample_rows(before, texts, v[rows], settings, randoms, chosen)
-            before, names = before.float().cpu(), [tasks[row] for row in rows]
-            weight = preservation.edit_weight(before, edit, names, settings, self.parts.factor)
+        for rows, edit in self.raw_edits(images, instructions, tasks, settings, seeds, options):
+            before, names = images[rows].float().cpu(), [tasks[row] for row in rows]
+            learned = [self.change_thresholds.get(task, 0.0) for task in names]
+            weight = preservation.edit_weight(before, edit, names, settings, self.parts.factor, learned)
             after[rows] = compositing.blend(before, edit.image, weight)
             if options.measure_shifts:
                 has_head = bool(settings.composite) and edit.change_probability is not None
                 shifts = preservation.measure_shifts(before, edit.image, weight, names, has_head)
                 shift_of |= dict(zip(rows, shifts, strict=True))
         return Edited(after, tuple(shift_of.get(row) for row in range(n)))
+
+    def raw_edits(
+        self,
+        images: Tensor,
+        instructions: Sequence[str],
+        tasks: Sequence[str],
+        settings: EditSettings,
+        seeds: Sequence[int | torch.Generator],
+        options: SamplingOptions = NO_OPTIONS,
+    ) -> Iterator[tuple[list[int], RawEdit]]:
+        """Edits before pixels are preserved, in batches: (row indices, edits of these rows). Arguments: see `sample`."""
+        v = self.net.table.rows(tasks)  # [B, D_v]
+        generators = [seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed) for seed in seeds]
+        padded_px = math.prod(side + -side % self.grid_px for side in images.shape[-2:])
+        at_once = len(images) if options.after_step else max(1, self.max_pixels_per_batch // padded_px)
+        for task, rows in self._groups(tasks, at_once):
+            texts, randoms = [instructions[row] for row in rows], [generators[row] for row in rows]
+            chosen = options if len(rows) == len(images) else options.rows(rows)
+            with self._lock, self._adapter_of(task):
+                edit = self._sample_rows(images[rows], texts, v[rows], settings, randoms, chosen)
+            yield rows, edit
 
     def _groups(self, tasks: Sequence[str], at_once: int) -> Iterator[tuple[str | None, list[int]]]:
         """Batches of at most `at_once` rows: (task with an adapter, its rows), or (None, rows of tasks without one)."""
@@ -243,16 +259,22 @@ class EditSampler:
             )
         self.fingerprint = checkpoint.save(self.net, self.parts.pipeline, Path(folder), dtype)
 
-    def add_task(self, name: str, v: Tensor, adapter: TaskAdapter | None = None) -> None:
-        """Add a task that inversion learned: append its embedding v [D_v]; its adapter is active only for this task."""
+    def add_task(self, name: str, v: Tensor, adapter: TaskAdapter | None = None, change_threshold: float | None = None) -> None:
+        """Add a task that inversion learned: append its embedding v [D_v].
+
+        Its adapter is active, and its change threshold applies, only for this task.
+        """
         self.net.table.add(name, v)
         if adapter is not None:
             self.adapters[name] = adapter.to(self.device)
+        if change_threshold is not None:
+            self.change_thresholds[name] = change_threshold
 
     def remove_task(self, name: str) -> None:
-        """Remove a task that `add_task` added, and its adapter."""
+        """Remove a task that `add_task` added, with its adapter and change threshold."""
         self.net.table.remove(name)
         self.adapters.pop(name, None)
+        self.change_thresholds.pop(name, None)
 
     def add_pack(self, file: str | Path, reserved_names: Sequence[str] = ()) -> task_pack.TaskPack:
         """Add the task of a pack.
@@ -262,7 +284,7 @@ class EditSampler:
         """
         pack = task_pack.load(file)
         task_pack.check(pack, self.fingerprint, (*self.tasks, *reserved_names))
-        self.add_task(pack.name, pack.v, pack.adapter)
+        self.add_task(pack.name, pack.v, pack.adapter, pack.change_threshold)
         return pack
 
 

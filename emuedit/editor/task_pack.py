@@ -45,6 +45,8 @@ class TaskPack:
     """The task's updates of the U-Net; None: only the embedding."""
     instructions: tuple[str, ...] = ()
     """Its example instructions, from which the task predictor learns the task."""
+    change_threshold: float | None = None
+    """Change threshold of its edits, chosen on examples (`training/learned_threshold.py`); None: that of the settings."""
 
 
 def save(pack: TaskPack, file: str | Path) -> None:

@@ -9,9 +9,11 @@ from typing import Literal
 
 from emuedit import config
 from emuedit.data.dependencies import work_key
+from emuedit.data.image_io import Pixels
 from emuedit.data.publish import Summary, publish, publish_logs, read_summary, scratch_folder
 from emuedit.editor import sampling, task_pack
 from emuedit.editor.sampling import EditSampler
+from emuedit.editor.settings import EditSettings
 from emuedit.metrics import benchmark
 from emuedit.metrics.benchmark import Benchmark
 from emuedit.runtime import Runtime
@@ -19,7 +21,8 @@ from emuedit.stages import batch_divisor, stage_main
 from emuedit.tracking import Tracker
 from emuedit.training.batches.batch import Batch
 from emuedit.training.inversion_examples import encode_split
-from emuedit.training.task_inversion import InversionSettings, invert, training_loss
+from emuedit.training.learned_threshold import choose_change_threshold
+from emuedit.training.task_inversion import InversionSettings, LearnedTask, invert, training_loss
 
 EDITOR, OUT = "models/editor", "models/inversion"
 HEADLINE = "tasks learned: {tasks}, from {examples} examples in {steps} steps"
@@ -40,6 +43,8 @@ class InversionParams(InversionSettings):
     """Device: auto, cpu, cuda or mps."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of the network's computations: auto, float32 or bfloat16 (autocast)."""
+    settings: EditSettings = EditSettings()
+    """Settings of the edits of the held-out examples, on which the task's change threshold is chosen."""
 
 
 def run(params: InversionParams, root: Path) -> Summary:
@@ -63,7 +68,9 @@ def run(params: InversionParams, root: Path) -> Summary:
     scratch = scratch_folder(root, "inversion", work_key("inversion", recorded, root))
     with Tracker(scratch, "inversion", params.model_dump(mode="json")) as tracker:
         learned = invert(sampler, examples, held_out, params, tracker, n_passes)
-    pack = learned.pack(sampler.fingerprint, params, edits.instructions[: params.n_examples], {"params": recorded})
+    change_threshold = _choose_threshold(sampler, learned, edits, params)
+    instructions = edits.instructions[: params.n_examples]
+    pack = learned.pack(sampler.fingerprint, params, instructions, {"params": recorded}, change_threshold)
     task_pack.save(pack, scratch / f"{params.task}.safetensors")
     counts = {"tasks": 1, "examples": params.n_examples, "steps": learned.steps}
     recorded = recorded | {"editor": sampler.fingerprint, "record": pack.record}  # not |=, since the record contains the params
@@ -78,14 +85,30 @@ def encode_benchmark(
 
     n_passes: divisor of the encoding batch size. Raises InversionError without reference results.
     """
-    exact = edits.exact
-    if exact is None:
+    rows = range(len(edits.instructions))
+    split = (rows[: settings.n_examples], rows[settings.n_examples :])
+    return encode_split(sampler, edits.before, _results(edits), edits.instructions, split, settings.flip, n_passes)
+
+
+def _results(edits: Benchmark) -> Pixels:
+    if edits.exact is None:
         raise InversionError(
             f"want edits of {edits.task!r} with reference results to learn from, got none; let the benchmark return `exact`"
         )
-    rows = range(len(edits.instructions))
-    split = (rows[: settings.n_examples], rows[settings.n_examples :])
-    return encode_split(sampler, edits.before, exact, edits.instructions, split, settings.flip, n_passes)
+    return edits.exact
+
+
+def _choose_threshold(sampler: EditSampler, learned: LearnedTask, edits: Benchmark, params: InversionParams) -> float | None:
+    """The change threshold that is best for the held-out examples."""
+    held_out = slice(params.n_examples, None)
+    return choose_change_threshold(
+        sampler,
+        learned,
+        before=edits.before[held_out],
+        after=_results(edits)[held_out],
+        instructions=edits.instructions[held_out],
+        settings=params.settings,
+    )
 
 
 if __name__ == "__main__":

@@ -103,12 +103,25 @@ class LearnedTask:
     """Held-out loss at the start and at the best step, from which v and the adapter are taken."""
 
     def pack(
-        self, fingerprint: str, settings: InversionSettings, instructions: Sequence[str], origin: Mapping[str, Any]
+        self,
+        fingerprint: str,
+        settings: InversionSettings,
+        instructions: Sequence[str],
+        origin: Mapping[str, Any],
+        change_threshold: float | None = None,
     ) -> TaskPack:
         """The pack of the task, for the editor with this fingerprint. Its record: training results and `origin`."""
         figures = {"start": self.start, "steps": self.steps, "loss_start": self.loss_start, "loss": self.loss}
-        wordings = tuple(dict.fromkeys(instructions))
-        return TaskPack(settings.task, self.v, fingerprint, settings.n_examples, figures | dict(origin), self.adapter, wordings)
+        return TaskPack(
+            name=settings.task,
+            v=self.v,
+            base=fingerprint,
+            n_examples=settings.n_examples,
+            record=figures | dict(origin),
+            adapter=self.adapter,
+            instructions=tuple(dict.fromkeys(instructions)),
+            change_threshold=change_threshold,
+        )
 
 
 def training_loss(editor_folder: Path) -> dict[str, Any]:

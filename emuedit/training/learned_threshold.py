@@ -1,0 +1,53 @@
+"""The change threshold of a learned task, chosen on examples (ours): how much of the image do the task's results keep?
+
+A cutout keeps its objects, a contour keeps nothing. The network redraws what is kept, with errors at edges and small shapes; with
+the right threshold the edit has the image's own pixels there (`core/change_threshold.edge_aware_weight`).
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from emuedit.core import compositing
+from emuedit.data.image_io import Pixels
+from emuedit.editor import preservation
+from emuedit.editor.sampling import EditSampler
+from emuedit.editor.settings import EditSettings
+from emuedit.models import image_tensors
+from emuedit.training.task_inversion import LearnedTask
+
+CANDIDATES = (0.1, 0.2, 0.3, 0.45, 0.6, 0.8)
+"""Change thresholds to choose from, as sums over RGB in [0, 1]; Emu Edit's alpha is 0.03."""
+
+
+def choose_change_threshold(
+    sampler: EditSampler,
+    learned: LearnedTask,
+    before: Pixels,
+    after: Pixels,
+    instructions: Sequence[str],
+    settings: EditSettings,
+) -> float | None:
+    """The candidate with which edits of N examples have the lowest mean L1 distance from their results.
+
+    before, after: images of the examples, uint8 [N, H, W, 3]. None if no candidate is better than the threshold of the settings,
+    and if that is 0 (off). Each example is edited once, with the seeds of `EditSampler.sample`; the sampler is not changed.
+    """
+    if settings.change_threshold == 0:
+        return None
+    images, results = image_tensors.from_uint8(before), image_tensors.from_uint8(after)
+    thresholds, name = (0.0, *CANDIDATES), "learned task"  # no task has a name with a space
+    distances = torch.zeros(len(thresholds), dtype=torch.float64)
+    sampler.add_task(name, learned.v, learned.adapter)
+    try:
+        seeds = range(settings.seed, settings.seed + len(images))
+        for rows, edit in sampler.raw_edits(images, instructions, [name] * len(images), settings, seeds):
+            for number, alpha in enumerate(thresholds):
+                same = [alpha] * len(rows)
+                weight = preservation.edit_weight(images[rows], edit, [name] * len(rows), settings, sampler.parts.factor, same)
+                edited = compositing.blend(images[rows], edit.image, weight)
+                distances[number] += (edited - results[rows]).abs().mean((1, 2, 3)).sum()
+    finally:
+        sampler.remove_task(name)
+    best = int(distances.argmin())
+    return thresholds[best] if best else None

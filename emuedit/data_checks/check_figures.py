@@ -10,7 +10,7 @@ from emuedit.data_checks.reference_profile import Reference
 DRIFT = ("new_words", "task_drift", "picture_drift")
 """Checks that need a reference."""
 SIGNIFICANCE = 0.01
-"""A CMMD with a higher p-value is not counted as drift, since small samples vary. Ours."""
+"""Highest p-value of a drift of the images before or after; others are not counted, since small samples vary. Ours."""
 _MIN_SAMPLE = 8
 """Distinct source images that a comparison needs on each side. The permutation test holds for any number of them."""
 _LISTED_WORDS = 12
@@ -61,16 +61,20 @@ def _measure_drift(
 
 
 def _picture_drift(profile: PairProfile, embeddings: Embeddings, former: PairProfile, reference: Reference) -> Measured:
-    """The larger CMMD of the images before and after, with its p-value; of one pair per source image."""
+    """The larger CMMD among the images before and after that is significant; 0 if none is. Of one pair per source image.
+
+    Each side has a permutation test at SIGNIFICANCE / 2 (Bonferroni's correction for two tests).
+    """
     if profile.clip != former.clip:
         return Measured(None, f"not comparable: CLIP is {profile.clip}, the reference's is {former.clip}")
     here, there = drift.one_pair_per_source(embeddings), drift.one_pair_per_source(reference.embeddings)
     n_here, n_there = len(here.get("source", ())), len(there.get("source", ()))
     if min(n_here, n_there) < _MIN_SAMPLE:
         return Measured(None, f"not comparable: {n_here} source images here, {n_there} in the reference; want {_MIN_SAMPLE}")
-    value, side = max((drift.cmmd(here[side], there[side]), side) for side in here)
-    x, y = here[side], there[side]
-    p_value = drift.cmmd_p_value(x, y)
-    if p_value > SIGNIFICANCE:
-        return Measured(0.0, f"CMMD {value:.3f} of the {side} images, within chance (p = {p_value:.2f})")
-    return Measured(value, f"of the {side} images, p = {p_value:.2f}")
+    tested = {side: (drift.cmmd(here[side], there[side]), drift.cmmd_p_value(here[side], there[side])) for side in here}
+    significant = {side: value for side, (value, p) in tested.items() if p <= SIGNIFICANCE / len(tested)}
+    if not significant:
+        sides = ", ".join(f"{value:.3f} of the {side} images (p = {p:.3f})" for side, (value, p) in tested.items())
+        return Measured(0.0, f"within chance: CMMD {sides}")
+    side = max(significant, key=lambda name: significant[name])
+    return Measured(significant[side], f"of the {side} images, p = {tested[side][1]:.3f}")

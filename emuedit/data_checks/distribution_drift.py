@@ -13,7 +13,10 @@ from emuedit.runtime import rng
 FloatArray = npt.NDArray[np.floating[Any]]
 SIGMA, SCALE = 10.0, 1000.0
 """Kernel bandwidth and scale factor (Jayasumana et al. 2024, arXiv 2401.09603)."""
-N_PERMUTATIONS = 100
+N_PERMUTATIONS = 999
+"""Of a permutation test: the smallest p-value is 0.001."""
+_ROUNDING = 1e-8
+"""Rounding error of a CMMD: a permutation that exchanges the two samples has the same one."""
 
 
 def one_pair_per_source(embeddings: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
@@ -35,8 +38,8 @@ def cmmd(x: FloatArray, y: FloatArray) -> float:
     The unbiased estimate of Gretton et al. 2012 (JMLR 13, eq. 3), as used by Jayasumana et al. 2024; it may be slightly negative.
     The rows of each sample must be independent (`one_pair_per_source`), also for the p-value.
     """
-    kernel = _kernel(np.concatenate([x, y]))
-    return _mmd_squared(kernel, np.arange(len(x)), np.arange(len(x), len(kernel)))
+    in_x = np.arange(len(x) + len(y))[None] < len(x)
+    return float(_mmd_squared(_kernel(np.concatenate([x, y])), in_x.astype(float))[0])
 
 
 def cmmd_p_value(x: FloatArray, y: FloatArray) -> float:
@@ -45,11 +48,12 @@ def cmmd_p_value(x: FloatArray, y: FloatArray) -> float:
     Seeded permutation test (Gretton et al. 2012): (1 + permutations with at least this CMMD) / (1 + permutations).
     """
     kernel, n = _kernel(np.concatenate([x, y])), len(x)
-    observed = _mmd_squared(kernel, np.arange(n), np.arange(n, len(kernel)))
     random = rng("cmmd", len(x), len(y))
-    orders = (random.permutation(len(kernel)) for _ in range(N_PERMUTATIONS))
-    n_as_large = sum(_mmd_squared(kernel, order[:n], order[n:]) >= observed for order in orders)
-    return (1 + n_as_large) / (1 + N_PERMUTATIONS)
+    orders = [np.arange(len(kernel)), *(random.permutation(len(kernel)) for _ in range(N_PERMUTATIONS))]
+    in_x = np.zeros((len(orders), len(kernel)))
+    np.put_along_axis(in_x, np.stack([order[:n] for order in orders]), 1.0, axis=1)
+    observed, *permuted = _mmd_squared(kernel, in_x)
+    return (1 + sum(value >= observed - _ROUNDING for value in permuted)) / len(orders)
 
 
 def task_divergence(counts: Mapping[str, int], reference: Mapping[str, int]) -> float:
@@ -78,9 +82,11 @@ def _kernel(vectors: FloatArray) -> FloatArray:
     return np.asarray(np.exp(-cdist(vectors, vectors, "sqeuclidean") / (2 * SIGMA**2)))
 
 
-def _mmd_squared(kernel: FloatArray, rows_x: npt.NDArray[np.intp], rows_y: npt.NDArray[np.intp]) -> float:
-    n, m = len(rows_x), len(rows_y)
-    k_xx, k_yy, k_xy = (kernel[np.ix_(a, b)] for a, b in ((rows_x, rows_x), (rows_y, rows_y), (rows_x, rows_y)))
-    within_x = (k_xx.sum() - n) / (n * (n - 1))  # k(a, a) = 1
-    within_y = (k_yy.sum() - m) / (m * (m - 1))
-    return SCALE * float(within_x + within_y - 2 * k_xy.mean())
+def _mmd_squared(kernel: FloatArray, in_x: FloatArray) -> FloatArray:
+    """CMMD of P splits of N + M vectors into two samples, [P]; in_x: 1 for rows of the first, 0 for others, [P, N + M]."""
+    n, m = in_x[0].sum(), (1 - in_x[0]).sum()
+    to_x = in_x @ kernel  # sums of the kernel to the rows of x
+    xx, xy = (to_x * in_x).sum(1), (to_x * (1 - in_x)).sum(1)
+    yy = kernel.sum() - xx - 2 * xy
+    within_x, within_y = (xx - n) / (n * (n - 1)), (yy - m) / (m * (m - 1))  # k(a, a) = 1
+    return np.asarray(SCALE * (within_x + within_y - 2 * xy / (n * m)))

@@ -37,6 +37,8 @@ MIN_CALIBRATED_GAIN = 0.01
 """Above the gain of an unchanged image, 0, and of rounding. Ours."""
 MIN_MARGIN = 0.2
 """Of the accepted share of reference results over that of wrong ones. Ours."""
+_Z = 1.645
+"""Quantile of the standard normal distribution for a one-sided test at 5 %."""
 _BATCH = 32
 _NEVER = -2.0
 """Gain for equal captions, where it is undefined and only a reference result can be compared with."""
@@ -108,16 +110,13 @@ class Measures:
     errors: Sequence[ResultError | None]
     """None for an output without a reference result."""
 
+    def rejection_reason(self, row: int, task: str, bounds: JudgeBounds) -> str:
+        """Why an output is rejected; empty if it is accepted."""
+        return _rejection_reason(task, bounds, float(self.gain[row]), float(self.dino[row]), self.errors[row])
+
     def rejection_reasons(self, task: str, bounds: JudgeBounds) -> tuple[str, ...]:
         """Why each output is rejected; empty if it is accepted."""
-        return tuple(
-            _rejection_reason(task, bounds, float(gain), float(cosine), error)
-            for gain, cosine, error in zip(self.gain, self.dino, self.errors, strict=True)
-        )
-
-    def accepted_share(self, task: str, bounds: JudgeBounds) -> float:
-        """Share of the outputs that are accepted, in [0, 1]."""
-        return float(np.mean([not reason for reason in self.rejection_reasons(task, bounds)]))
+        return tuple(self.rejection_reason(row, task, bounds) for row in range(len(self.gain)))
 
 
 @dataclass(frozen=True)
@@ -132,10 +131,11 @@ class JudgeResults:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Calibrated bounds, and the shares of edits that they accept, in [0, 1]."""
+    """Calibrated bounds, and the shares of edits that are accepted, in [0, 1], each by bounds fitted to the other edits."""
 
     task: str
     bounds: JudgeBounds
+    """Fitted to all edits."""
     right: float
     """Accepted share of the reference results."""
     unrelated: float
@@ -146,8 +146,16 @@ class Calibration:
 
     @property
     def separates(self) -> bool:
-        """Whether the accepted share of reference results exceeds those of wrong and unchanged ones by at least MIN_MARGIN."""
-        return self.right - max(self.unrelated, self.unchanged) >= MIN_MARGIN
+        """Whether more reference results than wrong and unchanged outputs are accepted.
+
+        The share must exceed both others by MIN_MARGIN, and by 1.645 standard errors of the difference of two shares (one-sided
+        test at 5 %): of few edits, MIN_MARGIN alone is exceeded by chance.
+        """
+        return all(self._exceeds(wrong) for wrong in (self.unrelated, self.unchanged))
+
+    def _exceeds(self, wrong: float) -> bool:
+        error = ((self.right * (1 - self.right) + wrong * (1 - wrong)) / self.n) ** 0.5
+        return round(self.right - wrong, 9) >= max(MIN_MARGIN, _Z * error)
 
     @property
     def min_dino(self) -> float:
@@ -226,20 +234,25 @@ def calibrate_bounds(task: str, bounds: JudgeBounds, right: Measures, unrelated:
     right: reference results. unrelated: reference results of other edits. unchanged: inputs. `min_gain`, at least
     MIN_CALIBRATED_GAIN, best separates reference results from wrong outputs (balanced accuracy): unrelated ones and one unchanged
     image, whose gain is 0 (with more of them, more of the others are accepted). `min_dino` is the 5 % quantile of the reference
-    results. They apply to tasks judged by captions; annotated tasks are judged by their reference results. Check
-    `Calibration.separates` before using them.
+    results. They apply to tasks judged by captions; annotated tasks are judged by their reference results.
+
+    The accepted shares are cross-validated by leave-one-out (Stone 1974, J. R. Stat. Soc. B 36): each edit is judged by bounds
+    that are fitted to the others. Check `Calibration.separates` before using the bounds.
     """
-    gain = max(best_threshold(right.gain, np.append(unrelated.gain, 0.0)), MIN_CALIBRATED_GAIN)
-    floor = float(np.quantile(right.dino, 0.05))
-    bounds = bounds.model_copy(update={"min_gain": gain, _dino_bound(task): floor})
-    return Calibration(
-        task,
-        bounds,
-        right=right.accepted_share(task, bounds),
-        unrelated=unrelated.accepted_share(task, bounds),
-        unchanged=unchanged.accepted_share(task, bounds),
-        n=len(right.gain),
-    )
+    n, accepted = len(right.gain), []
+    for row in range(n):
+        others = np.arange(n) != row
+        of_others = _fit_bounds(task, bounds, right.gain[others], unrelated.gain[others], right.dino[others])
+        accepted.append([not measures.rejection_reason(row, task, of_others) for measures in (right, unrelated, unchanged)])
+    fitted = _fit_bounds(task, bounds, right.gain, unrelated.gain, right.dino)
+    of_right, of_unrelated, of_unchanged = np.mean(accepted, axis=0).tolist()
+    return Calibration(task, fitted, of_right, of_unrelated, of_unchanged, n)
+
+
+def _fit_bounds(task: str, bounds: JudgeBounds, right: Floats, unrelated: Floats, dino: Floats) -> JudgeBounds:
+    """The bounds of `calibrate_bounds`. right, unrelated: gains [N]; dino: cosines of the reference results [N]."""
+    gain = max(best_threshold(right, np.append(unrelated, 0.0)), MIN_CALIBRATED_GAIN)
+    return bounds.model_copy(update={"min_gain": gain, _dino_bound(task): float(np.quantile(dino, 0.05))})
 
 
 def project_gains(before: torch.Tensor, after: torch.Tensor, text_before: torch.Tensor, text_after: torch.Tensor) -> Floats:
@@ -254,8 +267,8 @@ def best_threshold(right: Floats, wrong: Floats) -> float:
     """The threshold t with the best balanced accuracy (right >= t, wrong < t); the midpoint of its gap."""
     values = np.unique(np.concatenate([right, wrong]))
     middles = (values[1:] + values[:-1]) / 2 if len(values) > 1 else values
-    accuracy = [(right >= t).mean() + (wrong < t).mean() for t in middles]
-    return float(middles[int(np.argmax(accuracy))])
+    rejected, accepted = (np.searchsorted(np.sort(gains), middles) / len(gains) for gains in (right, wrong))
+    return float(middles[int(np.argmax(accepted - rejected))])
 
 
 def _result_errors(before: Pixels, after: Pixels, results: Sequence[Pixels | None]) -> list[ResultError | None]:

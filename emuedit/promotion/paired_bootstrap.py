@@ -1,4 +1,7 @@
-"""Paired bootstrap of differences between two editors on the same edits (Efron & Tibshirani 1993, chapter 6)."""
+"""Paired bootstrap of differences between two editors on the same edits, with percentile intervals.
+
+Efron & Tibshirani 1993, An Introduction to the Bootstrap, chapter 13.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -74,7 +74,7 @@ class RouterParams(config.Params):
     non_instruction_repeats: int = Field(2, ge=1)
     """How often each of them is seen per epoch."""
     max_refused: float = Field(0.03, ge=0, lt=1)
-    """Maximum share of real instructions with unseen wordings that may be refused."""
+    """Maximum share of the instructions, predicted by models without their wording, below the published refusal threshold."""
     lora: Literal["auto", "on", "off"] = "auto"
     """Train low-rank adapters instead of all weights; auto: for a T5 of 1e9 parameters or more."""
     adapters: AdapterSettings = AdapterSettings()
@@ -263,25 +263,25 @@ def cross_fit(
 ) -> dict[str, Any]:
     """Calibrate the predictor with the logits [2, N, K + 1] of the fold models, write their predictions, measure them.
 
-    The measured probabilities of a fold have the weights of the other folds, so nothing is measured on what it was fitted to.
+    The probabilities and refusals of a fold have the weights and the refusal threshold of the other folds, so nothing is measured
+    on what it was fitted to. The published weights and threshold are fitted to all folds.
     """
     labels = torch.tensor([predictor.labels.index(example.label) for example in examples])
     folds = torch.tensor([example.fold for example in examples])
-    measured = torch.zeros_like(experts[0])
+    is_instruction = labels < (n_tasks := len(predictor.tasks))  # `NO_EDIT` is the last class
+    measured, refused = torch.zeros_like(experts[0]), torch.zeros_like(is_instruction)
     for fold in range(params.folds):
         inside = folds == fold
-        measured[inside] = combine(experts[:, inside], fit_weights(experts[:, ~inside], labels[~inside]))
-    weights = fit_weights(experts, labels)
-    n_tasks = len(predictor.tasks)  # `NO_EDIT` is the last class
-    p = combine(experts, weights)[:, :n_tasks]
-    is_instruction = labels < n_tasks
+        fold_p = combine(experts, fit_weights(experts[:, ~inside], labels[~inside]))
+        support = fold_p[:, :n_tasks].sum(-1)
+        refused_below = refusal_threshold(support[~inside & is_instruction], params.max_refused)
+        measured[inside], refused[inside] = fold_p[inside], support[inside] < refused_below
+    p = combine(experts, weights := fit_weights(experts, labels))[:, :n_tasks]
     min_support = refusal_threshold(p.sum(-1)[is_instruction], params.max_refused)
     predictor.calibrate(1 / weights[0], min_support, weights[1])
-    rows = torch.nonzero(is_instruction).flatten().tolist()
-    texts, row_folds = [examples[row].text for row in rows], [examples[row].fold for row in rows]
-    write_out_of_fold(scratch, texts, row_folds, predictor.tasks, p[rows].double().numpy())
+    texts, row_folds = zip(*((example.text, example.fold) for example in examples if example.label != NO_EDIT), strict=True)
+    write_out_of_fold(scratch, texts, row_folds, predictor.tasks, p[is_instruction].double().numpy())
     metrics = measure(measured[is_instruction][:, :n_tasks], labels[is_instruction], predictor.tasks)
-    refused = p.sum(-1) < min_support
     return metrics | {
         "temperature": predictor.temperature,
         "ngram_weight": predictor.ngram_weight,

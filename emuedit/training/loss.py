@@ -127,9 +127,11 @@ def draw_noise(
     *keys: str | int,
     timestep_sampling: TimestepSampling = "power",
 ) -> NoiseDraws:
-    """Draws on the CPU for latents of `shape`; depend only on the keys. Timesteps are stratified (VDM, arXiv 2107.00630).
+    """Draws on the CPU for latents of `shape`; depend only on the keys.
 
-    `timestep_power` applies only to the distribution power (`LossWeights`).
+    Timesteps are stratified: each of the B equal parts of [0, 1) has one sample, with its own offset in the part. The
+    low-discrepancy sampler of VDM (arXiv 2107.00630) has one offset for all parts. `timestep_power` applies only to the
+    distribution power (`LossWeights`).
     """
     random = generator("editor", *keys)
     u = (torch.randperm(shape[0], generator=random) + torch.rand(shape[0], generator=random)) / shape[0]

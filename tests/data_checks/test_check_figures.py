@@ -1,5 +1,6 @@
 """Every check passes on sound data and fails, alone, on data made to breach it."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,9 @@ import numpy as np
 import pytest
 
 from emuedit.config import ParamsError, load
-from emuedit.data_checks import pair_profile, reference_profile
+from emuedit.data_checks import distribution_drift, pair_profile, reference_profile
 from emuedit.data_checks.check_bounds import CHECKS, CheckBound, judge
-from emuedit.data_checks.check_figures import DRIFT, measure_checks
+from emuedit.data_checks.check_figures import DRIFT, SIGNIFICANCE, measure_checks
 from emuedit.data_checks.pair_profile import Embeddings, ProfileError
 from emuedit.data_checks.reference_profile import Reference
 from emuedit.stages.validation import ValidationParams
@@ -64,6 +65,40 @@ def test_a_drift_of_either_side_is_a_drift(side: str) -> None:
     measured = measure_checks(make_profile(), embeddings, REFERENCE, {"local", "remove"})
     assert {result.name for result in judge(measured, {}) if result.is_breach} == {"picture_drift"}
     assert measured["picture_drift"].note.startswith(f"of the {side} images")
+
+
+def of_two_kinds(n_first: int, shift: float, seed: int) -> Embeddings:
+    """64 similar source images, moved by `shift`; `n_first` of their targets are of one kind, the others of the opposite one."""
+    random = np.random.default_rng(seed)
+    source = random.normal(0, 0.02, (64, 8)) + np.eye(8)[0] + shift * np.eye(8)[1]
+    target = random.normal(0, 0.02, (64, 8)) + np.where(np.arange(64)[:, None] < n_first, 1, -1) * np.eye(8)[2]
+    pair = {"source": source, "target": target}
+    return {side: (v / np.linalg.norm(v, axis=1, keepdims=True)).astype(np.float32) for side, v in pair.items()}
+
+
+def test_a_larger_cmmd_within_chance_does_not_hide_a_drift_of_the_other_side() -> None:
+    reference = Reference("former", make_profile(), of_two_kinds(32, 0.0, 1))
+    drifted, same = (of_two_kinds(40, shift, 2) for shift in (0.15, 0.0))
+    cmmd = {side: distribution_drift.cmmd(vectors, reference.embeddings[side]) for side, vectors in drifted.items()}
+    assert 0 < cmmd["source"] < cmmd["target"]
+    measured = measure_checks(make_profile(), drifted, reference, ())["picture_drift"]
+    assert measured.value == pytest.approx(cmmd["source"])
+    assert measured.note == "of the source images, p = 0.001"
+    measured = measure_checks(make_profile(), same, reference, ())["picture_drift"]
+    assert measured.value == 0.0
+    assert re.fullmatch(
+        r"within chance: CMMD .* of the source images \(p = .*\), .* of the target images \(p = .*\)", measured.note
+    )
+
+
+def test_two_tests_find_no_more_drift_by_chance_than_one() -> None:
+    """One of the p-values is at most SIGNIFICANCE, but not at most half of it."""
+    p_values = iter((0.5, 0.8 * SIGNIFICANCE, 0.5, 0.5 * SIGNIFICANCE))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distribution_drift, "cmmd_p_value", lambda x, y: next(p_values))
+        values = [measure_checks(make_profile(), make_vectors(2, shift=0.8), REFERENCE, ())["picture_drift"].value for _ in "ab"]
+    assert values[0] == 0.0
+    assert values[1]
 
 
 def repeated(n_images: int, n_times: int, seed: int, shift: float = 0.0) -> Embeddings:

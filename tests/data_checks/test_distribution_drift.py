@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 
@@ -23,6 +25,21 @@ def test_cmmd_and_its_p_value_tell_a_shift_from_chance() -> None:
     assert drift.cmmd_p_value(x, shifted) <= 0.01
     assert drift.cmmd(x, shifted) > 5 * abs(drift.cmmd(x, same))
     assert drift.cmmd_p_value(x, shifted) == drift.cmmd_p_value(x, shifted)
+
+
+def test_equal_images_have_no_cmmd_and_the_largest_p_value() -> None:
+    x = make_vectors(1, 1)["source"].repeat(9, axis=0)
+    assert drift.cmmd(x, x[:8]) == pytest.approx(0, abs=1e-9)
+    assert drift.cmmd_p_value(x, x[:8]) == 1
+
+
+def test_the_p_value_is_the_share_of_all_splits_with_at_least_this_cmmd() -> None:
+    x, y = make_vectors(1, 4)["source"], make_vectors(2, 4, 0.7)["source"]
+    both, rows = np.concatenate([x, y]), set(range(8))
+    splits = [(list(first), sorted(rows - set(first))) for first in itertools.combinations(range(8), 4)]
+    share = np.mean([drift.cmmd(both[first], both[second]) >= drift.cmmd(x, y) - 1e-9 for first, second in splits])
+    assert 0.02 < share < 0.5
+    assert drift.cmmd_p_value(x, y) == pytest.approx(share, abs=0.05)
 
 
 def test_the_divergence_of_task_mixes_is_known_at_its_ends() -> None:

@@ -9,6 +9,7 @@ import torch
 from emuedit.data.image_io import Pixels
 from emuedit.metrics.similarity_judge import (
     Calibration,
+    Floats,
     JudgeBounds,
     Measures,
     ResultError,
@@ -96,6 +97,58 @@ def test_unchanged_images_are_among_the_wrong_ones() -> None:
     assert calibration.bounds == JudgeBounds(min_gain=0.01, min_dino=0.9)
     assert (calibration.right, calibration.unrelated, calibration.unchanged) == (1, 0, 0)
     assert calibration.separates
+
+
+def calibrate_gains(right: Floats, unrelated: Floats, dino: Floats) -> Calibration:
+    """Of edits of a task that is judged by captions, and of unchanged images."""
+    errors, n = [None] * len(right), len(right)
+    return calibrate_bounds(
+        "local",
+        JudgeBounds(),
+        Measures(right, dino, errors),
+        Measures(unrelated, np.full(n, np.inf), errors),
+        Measures(np.zeros(n), np.ones(n), errors),
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [4, 8, 16])
+def test_a_judge_that_cannot_tell_results_apart_rarely_separates(n: int) -> None:
+    """Shares under a threshold chosen on the same edits exceeded MIN_MARGIN in 0.48, 0.38 and 0.25 of such runs."""
+    rng = np.random.default_rng(1)
+    gains, dino = rng.normal(0.06, 0.06, (100, 2, n)), rng.uniform(0.6, 0.99, (100, n))
+    runs = [calibrate_gains(right, unrelated, cosines) for (right, unrelated), cosines in zip(gains, dino, strict=True)]
+    assert np.mean([calibration.separates for calibration in runs]) < 0.1
+
+
+def test_four_edits_that_are_clearly_better_separate() -> None:
+    """The least similar result is below the DINO bound of the others, so at most three of the four are accepted."""
+    right, unrelated = np.array([0.20, 0.25, 0.30, 0.22]), np.array([-0.05, 0.02, 0.0, 0.04])
+    calibration = calibrate_gains(right, unrelated, np.array([0.9, 0.8, 0.85, 0.95]))
+    assert (calibration.right, calibration.unrelated, calibration.unchanged) == (0.75, 0, 0)
+    assert calibration.separates
+
+
+def test_each_edit_is_judged_by_bounds_of_the_others_and_all_edits_set_the_written_ones() -> None:
+    """The edit with the lowest gain is accepted only by bounds that it was part of."""
+    right, unrelated = np.array([0.10, 0.30, 0.32, 0.34, 0.36, 0.38]), np.full(6, 0.02)
+    calibration = calibrate_gains(right, unrelated, np.full(6, 0.9))
+    assert (calibration.bounds.min_gain, calibration.bounds.min_dino) == pytest.approx((0.06, 0.9))
+    assert calibration.right == pytest.approx(5 / 6)
+
+
+@pytest.mark.parametrize(
+    ("right", "unrelated", "n", "separates"),
+    [
+        (0.6, 0.4, 200, True),  # 0.6 - 0.4 is rounded to less than 0.2
+        (0.59, 0.4, 200, False),  # significant, but too small
+        (0.6, 0.3, 10, False),  # large enough, but by chance in more than 5 %
+        (0.6, 0.3, 20, True),
+    ],
+)
+def test_a_separation_is_large_enough_and_significant(right: float, unrelated: float, n: int, separates: bool) -> None:
+    assert Calibration("local", JudgeBounds(), right, unrelated, 0.0, n).separates == separates
+    assert Calibration("local", JudgeBounds(), right, 0.0, unrelated, n).separates == separates
 
 
 def test_shares_of_an_annotated_task_are_those_near_the_reference_results() -> None:

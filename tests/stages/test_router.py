@@ -115,7 +115,7 @@ def test_the_task_of_an_instruction_is_learned(training: Training) -> None:
     assert predictor.ngrams is not None
     assert predictor.ngram_weight == metrics["ngram_weight"] > 0
     assert metrics["min_support"] > 0
-    assert metrics["refused_instructions"] <= 0.03
+    assert metrics["refused_instructions"] < 0.2 < 0.5 < metrics["refused_non_instructions"], "by the threshold of the other fold"
     lines = [json.loads(line) for line in (logs_folder(training.root, "router") / STATS_FILE).read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line.get("metrics", {})] == [0, 1, 2, 3, 4, 5]
     assert {"config.json", "model.safetensors", "tokenizer.json", OUT_OF_FOLD} <= set(read_summary(out).shards)

@@ -28,6 +28,20 @@ def test_every_preset_is_a_complete_training_and_names_its_sources(name: str, tm
     assert any(word in lines[0] + lines[1] for word in ("arXiv", "diffusers", "docs/log.md")), "where its numbers come from"
 
 
+@pytest.mark.parametrize("name", sorted(set(preset_names()) - {"toy"}))
+def test_a_published_training_states_what_the_defaults_would_add_to_it(name: str) -> None:
+    """A default of ours passed as published: Emu Edit's Adam had weight decay. `toy` is ours."""
+    lines = {line.split(":")[0]: line for line in (FOLDER / f"{name}.yaml").read_text().splitlines() if not line.startswith("#")}
+    for key in ("weight_decay", "max_grad_norm", "ema_decay", "max_aspect_ratio", "flip"):
+        assert key in lines, f"{name}: {key} is {TrainParams.model_fields[key].default}, whose source is not named"
+    if name == "emu-edit":
+        assert all("# ours" in lines[key] for key in ("max_grad_norm", "ema_decay", "flip"))
+
+
+def test_the_training_of_emu_edit_is_adam_without_weight_decay(tmp_path: Path) -> None:
+    assert load(tmp_path, preset="emu-edit").weight_decay == 0
+
+
 def test_the_presets_that_the_documentation_names_exist() -> None:
     assert set(preset_names()) == {"toy", "sd15-256", "sd15-512", "sdxl-512", "emu-edit"}
 

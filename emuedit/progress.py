@@ -17,6 +17,8 @@ from tqdm import tqdm
 EVERY_S = 10.0
 """Longest silence in a log file, in seconds; EMUEDIT_PROGRESS_SECONDS overrides it."""
 _REFRESH_S = 1.0  # of a bar on a terminal
+_COUNTED = "{l_bar}{bar}| {n:.0f}/{total:.0f} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+_UNCOUNTED = "{desc}: {n:.0f} {unit}s [{elapsed}, {rate_fmt}{postfix}]"
 
 
 class Progress:
@@ -25,26 +27,36 @@ class Progress:
         with Progress("pairs", total=1649, unit="pair") as progress:
             progress.advance(96)
 
-    Thread-safe. Amounts may be fractions of a unit.
+    Thread-safe. Amounts may be fractions of a unit. only_if_long: nothing is reported of work that ends before the second report.
     """
 
-    def __init__(self, label: str, total: float | None, unit: str, done: float = 0, stream: TextIO | None = None) -> None:
+    def __init__(
+        self,
+        label: str,
+        total: float | None,
+        unit: str,
+        done: float = 0,
+        stream: TextIO | None = None,
+        only_if_long: bool = False,
+    ) -> None:
         self.label, self.total, self.unit = label, total, unit
         self._stream = stream or sys.stderr
         self._done = self._first = done
         self._note = ""
         self._start, self._end = time.monotonic(), 0.0
         self._lock, self._stop = threading.Lock(), threading.Event()
+        self._is_shown = not only_if_long
         self._bar: tqdm[Any] | None = None
         if self._stream.isatty():
-            bar_format = "{l_bar}{bar}| {n:.0f}/{total:.0f} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
-            if total is None:
-                bar_format = "{desc}: {n:.0f} {unit}s [{elapsed}, {rate_fmt}{postfix}]"
-            self._bar = tqdm(total=total, desc=label, unit=unit, initial=done, file=self._stream, bar_format=bar_format)
+            bar_format, delay_s = _UNCOUNTED if total is None else _COUNTED, _REFRESH_S if only_if_long else 0
+            self._bar = tqdm(
+                total=total, desc=label, unit=unit, initial=done, file=self._stream, bar_format=bar_format, delay=delay_s
+            )
         self._thread = threading.Thread(target=self._report_regularly, name=f"progress of {label}", daemon=True)
 
     def __enter__(self) -> "Progress":
-        self._report()
+        if self._is_shown:
+            self._report()
         self._thread.start()
         return self
 
@@ -55,7 +67,7 @@ class Progress:
         with self._lock:
             if self._bar is not None:
                 self._bar.close()
-        if self._bar is None and kind is None and self.total != 0:
+        if self._bar is None and kind is None and self.total != 0 and self._is_shown:
             self._report()
 
     def advance(self, amount: float = 1, note: str | None = None) -> None:
@@ -63,6 +75,13 @@ class Progress:
         with self._lock:
             self._done += amount
             self._note = self._note if note is None else note
+
+    def set_total(self, total: float | None) -> None:
+        """Set the units of work, once they are known."""
+        with self._lock:
+            self.total = total
+            if self._bar is not None:
+                self._bar.total, self._bar.bar_format = total, _UNCOUNTED if total is None else _COUNTED
 
     @property
     def seconds(self) -> float:
@@ -97,11 +116,12 @@ class Progress:
             self._report()
 
     def _report(self) -> None:
+        self._is_shown = True
         if self._bar is None:
             print(self.describe(), file=self._stream, flush=True)
             return
         with self._lock:
-            self._bar.n = self._done
+            self._bar.n, self._bar.delay = self._done, 0
             if self._note:
                 self._bar.set_postfix_str(self._note, refresh=False)
             self._bar.refresh()

@@ -195,3 +195,18 @@ def test_lines_reach_a_pipe_while_the_main_thread_waits_for_long() -> None:
         process.kill()
         process.communicate()
     assert all(line.startswith("work: 0/3 steps, 0%, ") for line in lines)
+
+
+@pytest.mark.parametrize("stream_kind", [io.StringIO, Terminal])
+def test_short_work_may_be_silent(stream_kind: type[io.StringIO], monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = stream_kind()
+    with Progress("hash", 5, "file", stream=stream, only_if_long=True) as running:
+        running.advance(5)
+    assert stream.getvalue() == ""
+    monkeypatch.setenv("EMUEDIT_PROGRESS_SECONDS", "0.05")
+    monkeypatch.setattr(progress, "_REFRESH_S", 0.05)
+    with Progress("hash", None, "file", stream=stream, only_if_long=True) as running:
+        running.set_total(5)
+        running.advance(2)
+        wait_for(lambda: "2/5" in stream.getvalue())
+    assert stream.getvalue().endswith("\n")

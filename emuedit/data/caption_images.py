@@ -4,6 +4,7 @@ Records refer to an image by its file and hash. Its bytes are read here once, to
 """
 
 import hashlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 from emuedit.data import image_io
 from emuedit.data.atomic_file import replacing
-from emuedit.data.dependencies import hash_file
+from emuedit.data.file_hashes import MISSING, HashMemory, hash_all
 from emuedit.data.image_io import ImageError
 from emuedit.data.text_tables import BadRow
 from emuedit.data.threads import map_in_threads
@@ -45,8 +46,17 @@ class CaptionImages:
     out: str
     dependencies: Sequence[Path]
     """Deps of the stage: images must be below one of them."""
+    memory: HashMemory | None = None
+    """Of the hashes of files that are not in `scratch`."""
+    _prefixes: tuple[str, ...] = field(default=(), init=False, repr=False)
+    """Of the paths of files below `dependencies`."""
     _readable: set[str] = field(default_factory=set, repr=False)
     """Hashes of the contents that were decoded without an error."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "root", self.root.resolve())
+        object.__setattr__(self, "dependencies", tuple(folder.resolve() for folder in self.dependencies))
+        object.__setattr__(self, "_prefixes", tuple(f"{str(folder).rstrip(os.sep)}{os.sep}" for folder in self.dependencies))
 
     def file_of(self, value: Any, caption: str) -> Path | BadRow:
         """The file of a row's image: a path relative to the source, or a struct {bytes, path} as `datasets` stores images.
@@ -83,8 +93,7 @@ class CaptionImages:
         and hash (of a duplicate, say). advance: called with the number of rows that are finished.
         Raises CaptionImageError for a file that is not below a dep of the stage.
         """
-        files = list(dict.fromkeys(file for _, file in rows))
-        references = dict(zip(files, map_in_threads(self._refer_to, files), strict=True))
+        references = self._refer_to(list(dict.fromkeys(file for _, file in rows)))
         file_of_content: dict[str, Path] = {}
         for caption, file in rows:
             reference = references[file]
@@ -100,17 +109,30 @@ class CaptionImages:
             advance(1)
         return [_checked(caption, file, references[file], errors) for caption, file in rows]
 
-    def _refer_to(self, file: Path) -> ImageReference | None:
-        """The reference to a file; None if there is none."""
-        if not _is_file(file):
-            return None
-        is_stored = file.parent == self.scratch
-        if not is_stored and not any(file.resolve().is_relative_to(folder.resolve()) for folder in self.dependencies):
+    def _refer_to(self, files: Sequence[Path]) -> dict[Path, ImageReference | None]:
+        """File -> its reference; None if there is no such file."""
+        present = [file for file, is_present in zip(files, map_in_threads(_is_file, files), strict=True) if is_present]
+        stored = [file for file in present if file.parent == self.scratch]
+        others = [file for file in present if file.parent != self.scratch]
+        resolved = list(map_in_threads(self._resolve, others))
+        names = [f"{self.out}/{file.name}" for file in stored] + [self._relative(path) for path in resolved]
+        hashes = hash_all(stored) + hash_all(resolved, memory=self.memory)
+        references = {
+            file: ImageReference(name, content)
+            for file, name, content in zip(stored + others, names, hashes, strict=True)
+            if content != MISSING
+        }
+        return {file: references.get(file) for file in files}
+
+    def _resolve(self, file: Path) -> Path:
+        """The absolute path without links. Raises CaptionImageError if it is not below a dep."""
+        path = Path(os.path.realpath(file))
+        if not str(path).startswith(self._prefixes) and path not in self.dependencies:
             raise CaptionImageError(
                 f"want the images of {self.source} below a dep of the stage captions, got {file}; add their folder to the deps "
                 "of captions in dvc.yaml, so that a changed image is noticed"
             )
-        return ImageReference(f"{self.out}/{file.name}" if is_stored else self._relative(file), hash_file(file))
+        return path
 
     def remove_unused(self, files: set[str]) -> None:
         """Delete the stored images that are not among these files of references."""
@@ -118,9 +140,8 @@ class CaptionImages:
             if f"{self.out}/{path.name}" not in files:
                 path.unlink()
 
-    def _relative(self, file: Path) -> str:
-        path, root = file.resolve(), self.root.resolve()
-        return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
+    def _relative(self, path: Path) -> str:
+        return (path.relative_to(self.root) if path.is_relative_to(self.root) else path).as_posix()
 
 
 def _is_in_archive_or_hub(name: str) -> bool:

@@ -8,11 +8,12 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from emuedit import config
+from emuedit.data.file_hashes import HashMemory, hash_all
+from emuedit.progress import Progress
 
 PIPELINE_FILE = "dvc.yaml"
 SUMMARY_FILE = "summary.json"
@@ -41,8 +42,10 @@ def stage_outputs(root: Path) -> list[Path]:
     return [root / _fill_in(out, params) for stage in stages for out in stage.get("outs", ())]
 
 
-def work_key(stage: str, params: Mapping[str, Any], root: Path, *models: str) -> str:
+def work_key(stage: str, params: Mapping[str, Any], root: Path, *models: str, memory: HashMemory | None = None) -> str:
     """Hash (16 hex digits) of the params, all deps of the stage, and local model folders `models`.
+
+    memory: of the hashes of files; None: all are read.
 
     The output of a stage counts by its `summary.json`, which has the hashes of its files. Other folders count by their files,
     even if they have a summary: it is not written again when a file is replaced.
@@ -50,16 +53,27 @@ def work_key(stage: str, params: Mapping[str, Any], root: Path, *models: str) ->
     outputs = {path.resolve() for path in stage_outputs(root)}
     paths = {path.resolve(): None for path in stage_dependencies(stage, root)}
     paths |= {path.resolve(): None for path in map(Path, models) if path.exists()}
-    return content_key(params, *(_summary_of(path) if path in outputs else path for path in paths))
+    inputs = [_summary_of(path) if path in outputs else path for path in paths]
+    return content_key(params, *inputs, label=f"{stage}: hash inputs", memory=memory)
 
 
-def content_key(params: Mapping[str, Any], *paths: str | Path) -> str:
-    """Hash (16 hex digits) of params (any JSON values) and the content of files and folders."""
+def content_key(
+    params: Mapping[str, Any], *paths: str | Path, label: str = "hash files", memory: HashMemory | None = None
+) -> str:
+    """Hash (16 hex digits) of params (any JSON values) and the content of files and folders.
+
+    label: of the progress, which is shown if this takes long. memory: as for `work_key`.
+    """
     digest = hashlib.blake2b(json.dumps(params, sort_keys=True).encode(), digest_size=8)
-    for path in map(Path, paths):
-        for file in files_below(path):
-            name = file.relative_to(path).as_posix() if file != path else path.name
-            digest.update(f"|{name}:{hash_file(file)}".encode())
+    if not paths:
+        return digest.hexdigest()
+    with Progress(label, None, "file", only_if_long=True) as progress:
+        files = [(path, file) for path in map(Path, paths) for file in files_below(path)]
+        progress.set_total(len(files))
+        hashes = hash_all([file for _, file in files], memory=memory, advance=progress.advance)
+    for (path, file), content in zip(files, hashes, strict=True):
+        name = file.relative_to(path).as_posix() if file != path else path.name
+        digest.update(f"|{name}:{content}".encode())
     return digest.hexdigest()
 
 
@@ -86,22 +100,6 @@ def find_file(name: str, root: Path) -> Path:
     """A file or folder in the workspace, else next to the code; if neither exists, the path in the workspace."""
     here, beside_code = root / name, CODE_ROOT / name
     return beside_code if not here.exists() and beside_code.exists() else here
-
-
-def hash_file(file: Path, digest_bytes: int = 8) -> str:
-    """blake2b of a file's bytes, as hex digits; 'missing' if there is none."""
-    try:
-        status = file.stat()
-    except FileNotFoundError:
-        return "missing"
-    return _hash_file(file, digest_bytes, status.st_mtime_ns, status.st_size)
-
-
-@cache
-def _hash_file(file: Path, digest_bytes: int, mtime_ns: int, size: int) -> str:
-    del mtime_ns, size  # only part of the cache key
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=digest_bytes)).hexdigest()
 
 
 def _summary_of(output: Path) -> Path:

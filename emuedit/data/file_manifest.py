@@ -4,7 +4,7 @@ import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from emuedit.data.dependencies import hash_file
+from emuedit.data.file_hashes import hash_all, hash_file
 
 MANIFEST_FILE = "manifest.json"
 SETTINGS_FILE = "settings.json"
@@ -20,8 +20,9 @@ class ManifestError(ValueError):
 
 def hash_files(folder: Path, digest_bytes: int = _DIGEST_BYTES) -> dict[str, str]:
     """Path of every file below the folder -> blake2b of its bytes, as hex digits."""
-    files = (file for file in sorted(folder.rglob("*")) if file.is_file())
-    return {file.relative_to(folder).as_posix(): hash_file(file, digest_bytes) for file in files}
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+    hashes = hash_all(files, digest_bytes)
+    return {file.relative_to(folder).as_posix(): content for file, content in zip(files, hashes, strict=True)}
 
 
 def write_manifest(folder: Path, hashes: Mapping[str, str] | None = None) -> str:

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from emuedit.data.atomic_file import link_or_copy, replacing
-from emuedit.data.dependencies import SUMMARY_FILE, content_key, hash_file
+from emuedit.data.dependencies import SUMMARY_FILE, content_key
+from emuedit.data.file_hashes import hash_all
 from emuedit.data.records import Drop, Record
 from emuedit.data.shards import ShardError, read_shard, write_shard
+from emuedit.progress import Progress
 
 LOGS = "logs"
 STATS_FILE, PREVIEWS = "stats.jsonl", "previews"
@@ -152,8 +154,11 @@ def write_summary(out: Path, stage: str, key: str | None, params: Mapping[str, A
 
     `key`: of the summary; None: the hash of its content.
     """
-    files = {file.relative_to(out).as_posix(): hash_file(file) for file in sorted(out.rglob("*")) if file.is_file()}
-    summary = Summary(stage, key or "", dict(params), dict(counts), files)
+    files = [file for file in sorted(out.rglob("*")) if file.is_file()]
+    with Progress(f"{stage}: hash output", len(files), "file", only_if_long=True) as progress:
+        hashes = hash_all(files, advance=progress.advance)
+    listed = {file.relative_to(out).as_posix(): content for file, content in zip(files, hashes, strict=True)}
+    summary = Summary(stage, key or "", dict(params), dict(counts), listed)
     if key is None:
         summary = replace(summary, key=content_key(asdict(summary)))
     with replacing(out / SUMMARY_FILE) as partial:

@@ -12,9 +12,14 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
+def thread_pool() -> ThreadPoolExecutor:
+    """A pool of one thread per core, at most eight."""
+    return ThreadPoolExecutor(min(_MAX_THREADS, available_cores()))
+
+
 def map_in_threads(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
     """The results in the order of the items, one thread per core and at most eight. An error, or a stop, cancels what waits."""
-    pool = ThreadPoolExecutor(min(_MAX_THREADS, available_cores()))
+    pool = thread_pool()
     try:
         yield from pool.map(function, items)
     finally:

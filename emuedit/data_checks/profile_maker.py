@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
+from emuedit.data.file_hashes import hash_all
 from emuedit.data.publish import read_summary
 from emuedit.data_checks import picture_measures, text_measures
 from emuedit.data_checks.pair_profile import MAX_WORDS, Embeddings, PairProfile
@@ -44,13 +45,14 @@ def make(
 
     Damaged shards of pairs are counted; raises DamagedVerdictsError for damaged verdicts.
     """
-    for shard in pair_shards([root / dataset]):
-        if text_measures.content_damage(shard):
-            raise DamagedVerdictsError(f"{shard.path} {text_measures.content_damage(shard)}; run the stage dataset again")
+    verdicts, shards = pair_shards([root / dataset]), pair_shards(folders)
+    hashes = _hash_files([shard.path for shard in (*verdicts, *shards)])
+    for shard in verdicts:
+        if reason := text_measures.content_damage(shard, hashes[shard.path]):
+            raise DamagedVerdictsError(f"{shard.path} {reason}; run the stage dataset again")
     kept = KeptPairs.read(root / dataset)
-    shards = pair_shards(folders)
     imported = {folder for folder in folders if read_summary(folder).stage == "import"}
-    damaged = {shard.path: reason for shard in shards if (reason := text_measures.damage(shard))}
+    damaged = {shard.path: reason for shard in shards if (reason := text_measures.damage(shard, hashes[shard.path]))}
     readable = [shard for shard in shards if shard.path not in damaged]
     sampled = picture_measures.choose_sample(readable, kept, sample.pairs, sample.shards)
     words, pictures = TextMeasures(texts), PictureMeasures(sample.min_side_px)
@@ -85,6 +87,12 @@ def make(
         clip=clip_name,
     )
     return profile, pictures.vectors()
+
+
+def _hash_files(files: Sequence[Path]) -> dict[Path, str]:
+    """File -> hash of its content, 'missing' if there is none. A damaged disk changes no time stamps, so all files are read."""
+    with Progress("validation: hash files", len(files), "file") as progress:
+        return dict(zip(files, hash_all(files, advance=progress.advance), strict=True))
 
 
 def merge_examples(*parts: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from emuedit.data import language
-from emuedit.data.dependencies import hash_file
+from emuedit.data.file_hashes import MISSING
 from emuedit.data.filters import read_columns
 from emuedit.data.records import Pair
 from emuedit.prompts.diversity import normalize_text
@@ -157,9 +157,9 @@ class TextMeasures:
             examples.append(example)
 
 
-def damage(shard: PairShard) -> str:
-    """The problem of a shard of pairs, or an empty string. Checks its hash against the summary, and its columns."""
-    if reason := content_damage(shard):
+def damage(shard: PairShard, content: str) -> str:
+    """The problem of a shard of pairs, or an empty string: by the hash of its `content`, and its columns."""
+    if reason := content_damage(shard, content):
         return reason
     try:
         columns = pq.read_schema(shard.path).names
@@ -169,12 +169,11 @@ def damage(shard: PairShard) -> str:
     return f"lacks the columns {', '.join(sorted(missing))}" if missing else ""
 
 
-def content_damage(shard: PairShard) -> str:
-    """The problem of a published shard's content, or an empty string."""
-    content = hash_file(shard.path)
+def content_damage(shard: PairShard, content: str) -> str:
+    """The problem of a published shard's content, by its hash, or an empty string."""
     if content == shard.content:
         return ""
-    return "is missing" if content == "missing" else f"has the hash {content}, but summary.json has {shard.content}"
+    return "is missing" if content == MISSING else f"has the hash {content}, but summary.json has {shard.content}"
 
 
 def read_texts(shard: PairShard, kept: KeptPairs, is_imported: bool) -> Iterable[PairText]:

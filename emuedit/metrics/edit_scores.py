@@ -32,21 +32,23 @@ def evaluate_system(
     scorers: tuple[ClipScorer, DinoScorer] | None,
     seed: int,
     at_once: int | None = None,
+    start: int = 0,
 ) -> list[EvalRecord]:
     """One record per edit: the system's output, the judge's verdict and, with `scorers`, the metrics.
 
-    The noise of an edit depends on its task, position and `seed`, and is equal for all systems. Metrics are computed for at most
-    `at_once` edits at a time (None: MAX_AT_ONCE). A refused instruction (task `NO_EDIT`) is a failure with the reason `REFUSAL`.
+    The noise of an edit depends on its task, position and `seed`, and is equal for all systems. `start`: position of the first
+    edit. Metrics are computed for at most `at_once` edits at a time (None: MAX_AT_ONCE). A refused instruction (task `NO_EDIT`)
+    is a failure with the reason `REFUSAL`.
     """
-    seeds = [seed_for("evaluation", edits.task, i, seed) for i in range(len(edits.instructions))]
+    seeds = [seed_for("evaluation", edits.task, start + i, seed) for i in range(len(edits.instructions))]
     outputs, tasks = system(edits, seeds)
     verdict, exact = edits.judge(outputs), edits.exact
     scores: dict[str, edit_similarity.Column] = {column: [None] * len(seeds) for column in METRICS.values()}
     if scorers is not None:
         scores = {column: [] for column in METRICS.values()}
         size = at_once or MAX_AT_ONCE
-        for start in range(0, len(seeds), size):
-            rows = slice(start, start + size)
+        for first in range(0, len(seeds), size):
+            rows = slice(first, first + size)
             before, after = image_tensors.from_uint8(edits.before[rows]), image_tensors.from_uint8(outputs[rows])
             measured = measure_edits(*scorers, before, after, edits.input_captions[rows], edits.output_captions[rows])
             for column, values in scores.items():

@@ -8,6 +8,9 @@ Shapes: N pairs, U distinct instructions, K tasks that the predictor knows.
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +21,15 @@ import numpy.typing as npt
 from emuedit.data.atomic_file import replacing
 from emuedit.data.dependencies import content_key
 from emuedit.predictor import cross_fitting, ngram_classifier, task_predictor
+from emuedit.predictor.task_predictor import TaskPredictor
+from emuedit.progress import Progress
 from emuedit.runtime import Runtime
 
+TEXTS_PER_FILE = 10_240
+"""Instructions that are predicted before the predictions are stored. A multiple of the batch of `TaskPredictor.probabilities`, as
+is the number per call, so that a stopped run resumes with equal batches."""
+_TEXTS_PER_CALL = 640
+_TASKS, _FILES = "tasks.json", "*.npz"
 Floats = npt.NDArray[np.float64]
 
 
@@ -55,26 +65,79 @@ def predict_tasks(texts: Sequence[str], folder: Path, cache: Path) -> tuple[tupl
     The class NO_EDIT is excluded: pairs always have instructions, and a predictor trained on few of them gives that class too
     high a probability.
 
-    Training instructions use out-of-fold predictions. Predictions for other instructions, such as imported ones, are cached in
-    the folder `cache` (newest entry only), so a change of thresholds needs no network.
+    Training instructions use out-of-fold predictions. Predictions for other instructions, such as imported ones, are stored in
+    the folder `cache` as they are made, for this predictor only: a stopped run resumes, and later only new texts are predicted.
+    They depend, by rounding (1e-7), on the texts that were predicted in the same batch.
     """
-    distinct = sorted(set(texts))
     code = (__file__, task_predictor.__file__, ngram_classifier.__file__, cross_fitting.__file__)
-    file = cache / f"{content_key({'texts': distinct}, folder, *code)}.npz"
-    if not file.exists():
-        predictor = task_predictor.load(str(folder), Runtime.choose(dtype="float32").device)
-        p = np.zeros((len(distinct), len(predictor.tasks)))
-        out_of_fold = cross_fitting.read_out_of_fold(folder, predictor.tasks)
-        unseen = [row for row, text in enumerate(distinct) if text not in out_of_fold]
-        p[unseen] = predictor.probabilities([distinct[row] for row in unseen]).double().numpy()
-        for row, text in enumerate(distinct):
-            p[row] = out_of_fold.get(text, p[row])
-        p /= np.maximum(p.sum(1, keepdims=True), np.finfo(np.float64).tiny)
-        cache.mkdir(parents=True, exist_ok=True)
-        with replacing(file) as partial:
-            np.savez(partial, tasks=np.array(predictor.tasks), p=p)
-        for old in set(cache.glob("*.npz")) - {file}:
-            old.unlink()
-    with np.load(file) as cached:
-        row_of = {text: number for number, text in enumerate(distinct)}
-        return tuple(cached["tasks"].tolist()), cached["p"][np.array([row_of[text] for text in texts], int)]
+    stored = cache / content_key({}, folder, *code, label="dataset: hash the task predictor")
+    stored.mkdir(parents=True, exist_ok=True)
+    for old in set(cache.iterdir()) - {stored}:
+        shutil.rmtree(old) if old.is_dir() else old.unlink()
+    predictor: TaskPredictor | None = None
+    if not (stored / _TASKS).exists():
+        predictor = _load(folder)
+        with replacing(stored / _TASKS) as partial:
+            partial.write_text(json.dumps(predictor.tasks), encoding="utf-8")
+    tasks: tuple[str, ...] = tuple(json.loads((stored / _TASKS).read_text(encoding="utf-8")))
+    out_of_fold = cross_fitting.read_out_of_fold(folder, tasks)
+    distinct = sorted(set(texts))
+    unseen = [text for text in distinct if text not in out_of_fold]
+    if missing := _missing(unseen, stored):
+        _predict(missing, predictor or _load(folder), stored)
+    p = np.zeros((len(distinct), len(tasks)))
+    p[[row for row, text in enumerate(distinct) if text not in out_of_fold]] = _read(unseen, stored, len(tasks))
+    for row, text in enumerate(distinct):
+        p[row] = out_of_fold.get(text, p[row])
+    p /= np.maximum(p.sum(1, keepdims=True), np.finfo(np.float64).tiny)
+    row_of = {text: number for number, text in enumerate(distinct)}
+    return tasks, p[np.array([row_of[text] for text in texts], int)]
+
+
+def _load(folder: Path) -> TaskPredictor:
+    return task_predictor.load(str(folder), Runtime.choose(dtype="float32").device)
+
+
+def _predict(texts: Sequence[str], predictor: TaskPredictor, stored: Path) -> None:
+    """Predict distinct texts in their order and store the probabilities, one file per TEXTS_PER_FILE texts."""
+    number = len(list(stored.glob(_FILES)))
+    with Progress("dataset: predict tasks", len(texts), "instruction") as progress:
+        for start in range(0, len(texts), TEXTS_PER_FILE):
+            part, p = texts[start : start + TEXTS_PER_FILE], list[Floats]()
+            for row in range(0, len(part), _TEXTS_PER_CALL):
+                called = part[row : row + _TEXTS_PER_CALL]
+                p.append(predictor.probabilities(called).double().numpy())
+                progress.advance(len(called))
+            with replacing(stored / f"{number:06d}.npz") as partial:
+                np.savez(partial, digests=_digests(part), p=np.concatenate(p))
+            number += 1
+
+
+def _missing(texts: Sequence[str], stored: Path) -> list[str]:
+    """The texts without a stored prediction, in their order."""
+    digests = [np.zeros(0, np.uint64)]
+    for file in stored.glob(_FILES):
+        with np.load(file) as part:
+            digests.append(part["digests"])
+    is_stored = np.isin(_digests(texts), np.concatenate(digests))
+    return [text for text, is_known in zip(texts, is_stored.tolist(), strict=True) if not is_known]
+
+
+def _read(texts: Sequence[str], stored: Path, n_tasks: int) -> Floats:
+    """The stored predictions of distinct texts, [texts, K]."""
+    digests = _digests(texts)
+    order = np.argsort(digests)
+    p = np.zeros((len(texts), n_tasks))
+    for file in sorted(stored.glob(_FILES)):
+        with np.load(file) as part:
+            places = np.searchsorted(digests, part["digests"], sorter=order).clip(max=max(0, len(texts) - 1))
+            rows = order[places] if len(texts) else np.zeros(0, int)
+            is_used = digests[rows] == part["digests"][: len(rows)]
+            p[rows[is_used]] = part["p"][: len(rows)][is_used]
+    return p
+
+
+def _digests(texts: Sequence[str]) -> npt.NDArray[np.uint64]:
+    """A hash of 64 bits of each text."""
+    hashes = b"".join(hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
+    return np.frombuffer(hashes, np.uint64)

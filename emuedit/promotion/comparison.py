@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from emuedit import config
-from emuedit.data.dependencies import SUMMARY_FILE, content_key, hash_file, stage_dependencies
+from emuedit.data.dependencies import SUMMARY_FILE, content_key, stage_dependencies
+from emuedit.data.file_hashes import hash_file
 from emuedit.data.png import decode_png, encode_png
 from emuedit.data.publish import read_summary
 from emuedit.data.records import EvalRecord

@@ -16,6 +16,7 @@ from emuedit.data import caption_sources, language
 from emuedit.data.caption_images import CaptionImages, ImageReference
 from emuedit.data.caption_sources import CaptionedImage, CaptionRow
 from emuedit.data.dependencies import find_file, stage_dependencies, work_key
+from emuedit.data.file_hashes import HashMemory
 from emuedit.data.publish import Summary, publish, resumable_shards, scratch_folder
 from emuedit.data.records import Caption, Drop
 from emuedit.data.text_tables import BadRow
@@ -57,17 +58,25 @@ class CaptionsParams(config.Params):
 
 
 def clean(
-    text: str | BadRow | None, index: int, seen: set[str], params: CaptionsParams, image: ImageReference | None = None
+    text: str | BadRow | None,
+    index: int,
+    seen: set[str],
+    params: CaptionsParams,
+    image: ImageReference | None = None,
+    reason: str | None = None,
 ) -> Caption | Drop:
     """The core function: one row of the source -> a Caption with single spaces, or a Drop with its reason.
 
-    `seen`: `duplicate_key` of the captions kept so far; updated with a kept caption. `image`: the image of the row.
+    `seen`: `duplicate_key` of the captions kept so far; updated with a kept caption. `image`: the image of the row. `reason`:
+    `reason_to_drop` of a row with an image, which was checked before its image.
     """
     source = params.world.captions
     if isinstance(text, BadRow):
         return Drop(text.text, text.reason, source, index)
     caption = _single_spaces(text)
-    if reason := reason_to_drop(text, params):
+    if image is None and reason is None:
+        reason = reason_to_drop(text, params)
+    if reason is not None:
         return Drop(caption if duplicate_key(caption) else text or "", reason, source, index)
     key = duplicate_key(caption, image.hash if image else None)
     if key in seen:
@@ -108,18 +117,21 @@ def run(params: CaptionsParams, root: Path) -> Summary:
         hint = config.renamed_hint(params.world.captions)
         raise CaptionsError(f"want the caption source of world {params.world.name!r}, got none at {source.resolve()}{hint}")
     recorded = params.model_dump(mode="json", exclude={"world"}) | {"source": params.world.captions}
-    scratch = scratch_folder(root, "captions", work_key("captions", recorded, root, str(source)))
+    memory = None if params.image_column is None else HashMemory(root)
+    scratch = scratch_folder(root, "captions", work_key("captions", recorded, root, str(source), memory=memory))
     images = None
     if params.image_column is not None:
         deps = [*stage_dependencies("captions", root), source]
-        images = CaptionImages(params.image_column, source, root, scratch, OUT, deps)
+        images = CaptionImages(params.image_column, source, root, scratch, OUT, deps, memory)
     batches = caption_sources.read_batches(
         source, params.world.captions, params.split, params.column, params.n_rows, params.rows_per_shard, images
     )
     seen: set[str] = set()
     files: set[str] = set()
     counts: Counter[str] = Counter()
-    with Progress("captions", caption_sources.count_rows(source, params.n_rows), "row") as progress:
+    with Progress("captions: count rows", 0, "row", only_if_long=True):
+        n_rows = caption_sources.count_rows(source, params.n_rows)
+    with Progress("captions", n_rows, "row") as progress:
         make = partial(_clean_rows, seen=seen, params=params, images=images, advance=progress.advance)
         for shard in resumable_shards(scratch, batches, make, Caption):
             seen.update(duplicate_key(caption.text, caption.image_hash) for caption in shard.records)
@@ -148,8 +160,11 @@ def _clean_rows(
     advance: called with the number of rows that are finished.
     """
     start, rows = batch
+    reasons = [reason_to_drop(row.text, params) if isinstance(row, CaptionedImage) else None for row in rows]
     usable = [
-        (row.text, row.file) for row in rows if isinstance(row, CaptionedImage) and reason_to_drop(row.text, params) is None
+        (row.text, row.file)
+        for row, reason in zip(rows, reasons, strict=True)
+        if isinstance(row, CaptionedImage) and reason is None
     ]
     advance(len(rows) - len(usable))
     checked: dict[tuple[str, Path], ImageReference | BadRow] = {}
@@ -158,13 +173,13 @@ def _clean_rows(
         is_new = partial(_is_new, seen=seen)
         checked = dict(zip(usable, images.check(usable, is_new, advance), strict=True))
     results = []
-    for index, row in enumerate(rows, start=start):
+    for index, (row, reason) in enumerate(zip(rows, reasons, strict=True), start=start):
         if isinstance(row, CaptionedImage):
             image = checked.get((row.text, row.file))
             if isinstance(image, BadRow):
                 results.append(clean(image, index, seen, params, None))
             else:
-                results.append(clean(row.text, index, seen, params, image))
+                results.append(clean(row.text, index, seen, params, image, reason))
         else:
             results.append(clean(row, index, seen, params, None))
     captions = [result for result in results if isinstance(result, Caption)]

@@ -6,6 +6,7 @@ Out: `reports/evaluation/`: `metrics.json`, `metrics.csv`, `contact_sheet.png`, 
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -21,6 +22,7 @@ from emuedit.data.word_list import load_word_list
 from emuedit.editor.package_layout import MODELS
 from emuedit.editor.settings import EditSettings
 from emuedit.metrics import benchmark, report
+from emuedit.metrics.benchmark import CountingSource
 from emuedit.metrics.edit_scores import evaluate_system
 from emuedit.metrics.success_table import format_success, success_with_slices
 from emuedit.metrics.systems import FEW_EDITS, Systems
@@ -33,6 +35,9 @@ from emuedit.stages import batch_divisor, stage_main
 from emuedit.tasks import get_task
 
 OUT = "reports/evaluation"
+EDITS_AT_ONCE = 64
+"""Edits in memory: those made, judged and stored together. A multiple of the batch sizes of images of 512 px, so that the batches
+are those of all edits together: 8 (`sampling.MAX_PIXELS_PER_BATCH`), 32 for the judge and the metrics. Ours."""
 HEADLINE = "{edits} edits evaluated"
 
 
@@ -64,7 +69,7 @@ class EvaluationParams(config.Params):
 
 
 def run(params: EvaluationParams, root: Path) -> Summary:
-    """Evaluate each system on each task, reuse finished shards in scratch, publish to `reports/evaluation`."""
+    """Evaluate each system on each task, reuse finished edits in scratch, publish to `reports/evaluation`."""
     for name in params.tasks:
         get_task(name)  # fail early for an unknown task
     word_files = {name: find_file(file, root) for name, file in params.slices.items()}
@@ -77,6 +82,9 @@ def run(params: EvaluationParams, root: Path) -> Summary:
         root, "evaluation", work_key("evaluation", recorded, root, *scorer_paths, *map(str, word_files.values()))
     )
     source = benchmark.load(params.world.benchmark, runtime.device)
+    if isinstance(source, CountingSource):
+        for task in params.tasks:
+            source.check(task, params.split, params.n_edits)
 
     @cache
     def scorers() -> tuple[ClipScorer, DinoScorer]:
@@ -84,7 +92,7 @@ def run(params: EvaluationParams, root: Path) -> Summary:
 
     work = [(system, task) for system in params.systems for task in params.tasks]
     paths = {item: scratch / f"shard-{item[0]}-{item[1]}.parquet" for item in work}
-    n_done = sum(path.exists() for path in paths.values()) * params.n_edits
+    n_done = sum(len(edits) for path in paths.values() for edits in _parts(params.n_edits) if _is_done(path, edits))
     print(f"evaluation: {len(work)} groups of {params.n_edits} edits, {runtime}", flush=True)
     at_once = max(1, min(params.n_edits, FEW_EDITS) // batch_divisor()) if batch_divisor() > 1 else None
     if at_once:
@@ -93,12 +101,14 @@ def run(params: EvaluationParams, root: Path) -> Summary:
         steps = params.settings.steps + 1  # judging and scoring count as one step
         systems = Systems(root / MODELS, params.settings, runtime, lambda n: progress.advance(n / steps), batch_divisor())
         for system, task in work:
-            if paths[system, task].exists():
-                continue
-            edits = source(task, params.split, 0, params.n_edits)
-            records = evaluate_system(system, systems[system], edits, scorers(), params.settings.seed, at_once)
-            write_shard(paths[system, task], records, EvalRecord)
-            progress.advance(params.n_edits if system == "identity" else params.n_edits / steps)
+            shard, parts = paths[system, task], _parts(params.n_edits)
+            for part in [part for part in parts if not _is_done(shard, part)]:
+                edits = source(task, params.split, part.start, len(part))
+                records = evaluate_system(system, systems[system], edits, scorers(), params.settings.seed, at_once, part.start)
+                write_shard(_part_path(shard, part) if len(parts) > 1 else shard, records, EvalRecord)
+                progress.advance(len(part) if system == "identity" else len(part) / steps)
+            if not shard.exists():
+                _join_parts(shard, parts)
     records = [record for path in paths.values() for record in _read_records(path, params.sheet_columns)]
     tables = report.summarise(records, params.tasks, slices)
     note = benchmark.describe_judge(source, params.tasks)
@@ -114,6 +124,35 @@ def run(params: EvaluationParams, root: Path) -> Summary:
         for system, task in work
     }
     return publish(scratch, root / OUT, "evaluation", recorded, counts | {"edits": len(records)})
+
+
+def _parts(n_edits: int) -> list[range]:
+    """The positions of all edits of a task, split into parts of at most EDITS_AT_ONCE."""
+    return [range(start, min(start + EDITS_AT_ONCE, n_edits)) for start in range(0, n_edits, EDITS_AT_ONCE)]
+
+
+def _part_path(shard: Path, part: range) -> Path:
+    """The file of a part of a shard; a hidden one, which is not published."""
+    return shard.with_name(f".{shard.stem}-{part.start}{shard.suffix}")
+
+
+def _is_done(shard: Path, part: range) -> bool:
+    """Whether the edits of a part are stored: in the shard, or in a file by themselves."""
+    return shard.exists() or _part_path(shard, part).exists()
+
+
+def _join_parts(shard: Path, parts: Sequence[range]) -> None:
+    """Write the shard, then delete its parts. Only PNGs are in memory.
+
+    As if all edits had been made at once, the records have the reference results only if all of them are known.
+    """
+    files = [_part_path(shard, part) for part in parts]
+    records = [record for file in files for record in read_shard(file, EvalRecord)]
+    if any(record.exact is None for record in records):
+        records = [replace(record, exact=None) for record in records]
+    write_shard(shard, records, EvalRecord)
+    for file in files:
+        file.unlink()
 
 
 def _read_records(path: Path, n_pictures: int) -> list[EvalRecord]:

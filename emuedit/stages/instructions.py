@@ -182,8 +182,8 @@ def run(params: InstructionsParams, root: Path) -> Summary:
     max_repeats = max(1, round(params.max_repeat_share * min(n_captions, params.max_per_task)))
     deduplicator = Deduplicator(max_repeats, params.max_per_task)
     counts: Counter[str] = Counter()
-    captions = choose_captions(read_folder(root / IN, Caption), params.n_captions, params.choice)
     with Progress("instructions", n_captions * len(params.tasks), "question") as progress:
+        captions = choose_captions(read_folder(root / IN, Caption), params.n_captions, params.choice)
 
         def make_shard(captions_of_shard: list[Caption]) -> tuple[list[Instruction], list[Drop]]:
             return deduplicator.filter(_ask_all(questioner, captions_of_shard, deduplicator, failures, progress))

@@ -10,7 +10,7 @@ import gc
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from emuedit.runtime import Runtime
 from emuedit.stages import batch_divisor, stage_main
 from emuedit.training import starting_point, training_checks
 from emuedit.training.accelerate_launch import LaunchConfig, run_accelerate
-from emuedit.training.batches import latent_files, replay
+from emuedit.training.batches import encoding_processes, latent_files, replay
 from emuedit.training.batches.aspect_buckets import AspectBuckets
 from emuedit.training.batches.kept_pairs import TrainingPairs
 from emuedit.training.batches.latent_cache import LatentCache
@@ -181,11 +181,8 @@ def run(params: TrainParams, root: Path) -> Summary:
 
 def _processes(params: TrainParams, device: str, launch: LaunchConfig | None) -> TrainingProcesses:
     """The training's processes. Raises ValueError if they cannot split the batch evenly."""
-    if launch is None:
-        return TrainingProcesses(device, n_processes(params.processes, params.batch_size, device))
-    processes = launch.processes(device)
-    n_processes(processes.n, params.batch_size, device)
-    return processes
+    processes = TrainingProcesses(device, params.processes) if launch is None else launch.processes(device)
+    return replace(processes, n=n_processes(processes.n, params.batch_size, device))
 
 
 def _encode_pairs(
@@ -205,8 +202,9 @@ def _encode_pairs(
     encoders = Encoders.on(runtime.device, untrained.parts.pipeline)
     keys = EncodingKeys.of(start.folder, runtime.dtype, root)
     latents = _only_folder(root / "scratch" / "latents", keys.latents)
+    encode = encoding_processes.in_processes(encoders, runtime, processes.n)
     with runtime.autocast():
-        latent_files.build(pairs, encoders, latents, buckets, mirrored=params.flip, text_key=keys.texts)
+        latent_files.build(pairs, encoders, latents, buckets, mirrored=params.flip, text_key=keys.texts, encode=encode)
     return latents
 
 

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from emuedit.data import image_io
-from emuedit.data.dependencies import hash_file
+from emuedit.data.file_hashes import hash_file
 from emuedit.data.records import Instruction
 from emuedit.models import image_tensors
 from emuedit.models.text_to_image import TextToImageModel

@@ -16,11 +16,10 @@ from typing import Annotated, Any, Generic, Literal, Protocol, TypeVar
 
 from pydantic import Field
 
-from emuedit import config
+from emuedit import config, local_processes
 from emuedit.failures import FailureKind, ProcessFailedError, kind_of
 from emuedit.processes import available_cores, memory_capacity, visible_gpus
 from emuedit.runtime import Runtime
-from emuedit.synthesis import local_processes
 
 J = TypeVar("J")
 R = TypeVar("R")

@@ -69,7 +69,8 @@ def check_processes(settings: TrainSettings, processes: TrainingProcesses, n_siz
 def tasks_to_train(pairs: TrainingPairs, held_out_share: float) -> tuple[str, ...]:
     """`LatentCache.tasks` before the pairs are encoded: tasks with training pairs, in the order of TASKS.
 
-    Reads ids, not images. Raises LatentCacheError for pairs of other tasks, and if there is no training pair.
+    Opens a shard only while it may have the first training pair of a task. Raises LatentCacheError for pairs of other tasks, and
+    if there is no training pair.
     """
     bound, n_kept, names = held_out_bound(held_out_share), 0, set[str]()
     for shard in pairs.shards:
@@ -78,7 +79,7 @@ def tasks_to_train(pairs: TrainingPairs, held_out_share: float) -> tuple[str, ..
         n_kept += len(task_of)
         if set(task_of.values()) <= names:
             continue
-        for pair_id, caption_id in zip(shard.pair_ids(), shard.caption_ids(), strict=True):
+        for pair_id, caption_id in shard.caption_ids().items():
             task = task_of.get(pair_id)
             if task is not None and task not in names and caption_seed(caption_id) >= bound:
                 names.add(task)

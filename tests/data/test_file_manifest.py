@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from emuedit.data.dependencies import hash_file
+from emuedit.data.file_hashes import hash_file
 from emuedit.data.file_manifest import ManifestError, check_manifest, hash_files, write_manifest
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from emuedit.data import file_hashes
 from emuedit.data import publish as publish_module
 from emuedit.data.publish import Summary, publish, read_folder, read_summary, resumable_shards, scratch_folder
 from emuedit.data.records import Caption, Drop
@@ -232,3 +233,21 @@ def test_a_damaged_shard_in_scratch_is_named(tmp_path: Path) -> None:
     file.unlink()
     make_and_publish(tmp_path, "key")
     assert read_shard(tmp_path / "data/captions/shard-00001.parquet", Caption, verify=True) == make_shard(1)[0]
+
+
+def test_hashing_a_large_output_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_and_publish(tmp_path / "quick", "key")
+    assert not capsys.readouterr().err
+    monkeypatch.setenv("EMUEDIT_PROGRESS_SECONDS", "0.01")
+    read = file_hashes._read
+
+    def read_slowly(*arguments: Any) -> str:
+        time.sleep(0.05)
+        return read(*arguments)
+
+    monkeypatch.setattr(file_hashes, "_read", read_slowly)
+    make_and_publish(tmp_path / "slow", "key")
+    assert capsys.readouterr().err.splitlines()[-1] == "captions: hash output: 8/8 files, 100%"
+    assert read_bytes(tmp_path / "slow") == read_bytes(tmp_path / "quick")

@@ -1,10 +1,14 @@
+import inspect
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from emuedit.predictor import task_predictor
+from emuedit.predictor import task_predictor, task_reassignment
 from emuedit.predictor.cross_fitting import write_out_of_fold
+from emuedit.predictor.task_predictor import TaskPredictor
 from emuedit.predictor.task_reassignment import predict_tasks, reassign
 
 T5 = Path(__file__).parents[2] / "toyworld/weights/t5"
@@ -59,3 +63,81 @@ def test_no_texts_have_no_predictions(tmp_path: Path) -> None:
     task_predictor.from_t5(str(T5), ["local", "remove"], 32).save(tmp_path / "router")
     tasks, p = predict_tasks([], tmp_path / "router", tmp_path / "cache")
     assert (tasks, p.shape) == (("local", "remove"), (0, 2))
+
+
+class CountingPredictor:
+    """Predicts from the length of a text, and counts the texts."""
+
+    tasks = ("local", "remove")
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.stop_after = 10**6
+
+    def probabilities(self, texts: Sequence[str]) -> torch.Tensor:
+        if len(self.texts) >= self.stop_after:
+            raise KeyboardInterrupt
+        self.texts += texts
+        p = torch.tensor([1 / (2 + len(text)) for text in texts])
+        return torch.stack([p, 0.9 - p], 1)
+
+
+@pytest.fixture
+def counting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CountingPredictor:
+    """The predictor of the folder `router`."""
+    (tmp_path / "router").mkdir()
+    (tmp_path / "router/weights").write_text("w")
+    predictor = CountingPredictor()
+    monkeypatch.setattr(task_predictor, "load", lambda *_: predictor)
+    return predictor
+
+
+def expected(texts: Sequence[str]) -> np.ndarray:
+    p = CountingPredictor().probabilities(texts).double().numpy()
+    return np.asarray(p / p.sum(1, keepdims=True))
+
+
+def test_only_new_texts_are_predicted(tmp_path: Path, counting: CountingPredictor) -> None:
+    texts = ["remove the star", "make it red", "remove the star"]
+    for question, predicted in (
+        (texts, ["make it red", "remove the star"]),
+        ([*texts, "add"], ["add"]),
+        (["add", "make it red"], []),
+        (["ä new one", *texts], ["ä new one"]),
+        ([], []),
+    ):
+        counting.texts.clear()
+        _, p = predict_tasks(question, tmp_path / "router", tmp_path / "cache")
+        assert counting.texts == predicted
+        np.testing.assert_array_equal(p, expected(question) if question else np.zeros((0, 2)))
+
+
+def test_stopped_predictions_resume_with_equal_batches(
+    tmp_path: Path, counting: CountingPredictor, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(task_reassignment, "TEXTS_PER_FILE", 4)
+    monkeypatch.setattr(task_reassignment, "_TEXTS_PER_CALL", 2)
+    texts = [f"{number:02d}" + "x" * number for number in range(11)]
+    counting.stop_after = 6
+    with pytest.raises(KeyboardInterrupt):
+        predict_tasks(texts, tmp_path / "router", tmp_path / "cache")
+    assert len(counting.texts) == 6
+    counting.texts.clear()
+    counting.stop_after = 10**6
+    np.testing.assert_array_equal(predict_tasks(texts, tmp_path / "router", tmp_path / "cache")[1], expected(texts))
+    assert counting.texts == texts[4:], "those of an unfinished file again"
+    assert capsys.readouterr().err.splitlines()[-1] == "dataset: predict tasks: 7/7 instructions, 100%"
+
+
+def test_a_stored_file_has_whole_batches_of_the_predictor() -> None:
+    batch = inspect.signature(TaskPredictor.probabilities).parameters["batch"].default
+    assert task_reassignment.TEXTS_PER_FILE % task_reassignment._TEXTS_PER_CALL == 0
+    assert task_reassignment._TEXTS_PER_CALL % batch == 0
+
+
+def test_predictions_of_an_earlier_version_are_deleted(tmp_path: Path, counting: CountingPredictor) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache/0123.npz").write_bytes(b"")
+    predict_tasks(["add"], tmp_path / "router", tmp_path / "cache")
+    assert [path.is_dir() for path in (tmp_path / "cache").iterdir()] == [True]
+    assert counting.texts == ["add"]

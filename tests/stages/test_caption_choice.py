@@ -1,6 +1,8 @@
 """Which captions get instructions, and what a further caption in the source changes."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,6 +49,25 @@ def test_the_stage_asks_for_the_captions_of_its_choice(tmp_path: Path, use_llm: 
     expected = choose_captions(read_folder(tmp_path / captions.OUT, Caption), 8, "random")
     assert [question["caption"] for question in llm.questions] == [caption.text for caption in expected]
     assert {question["caption"] for question in llm.questions} != set(texts[:8])
+
+
+@pytest.mark.slow
+def test_the_progress_starts_before_the_captions_are_chosen(
+    tmp_path: Path, use_llm: UseLLM, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A random choice reads all captions."""
+    run_captions(tmp_path, [caption.text for caption in SORTED[:8]])
+    use_llm()
+    capsys.readouterr()
+    earlier: list[str] = []
+
+    def record(*arguments: Any) -> Iterator[Caption]:
+        earlier.append(capsys.readouterr().err)
+        return choose_captions(*arguments)
+
+    monkeypatch.setattr(instructions, "choose_captions", record)
+    instructions.run(make_params(tasks=("remove",), n_captions=4, choice="random"), tmp_path)
+    assert "instructions: 0/4 questions, 0%" in earlier[0]
 
 
 def run_captions(root: Path, texts: list[str]) -> None:

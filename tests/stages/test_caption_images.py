@@ -18,7 +18,7 @@ from PIL import Image
 from emuedit.data import image_io, threads
 from emuedit.data.caption_images import CaptionImageError, CaptionImages
 from emuedit.data.caption_sources import CaptionSourceError
-from emuedit.data.dependencies import hash_file
+from emuedit.data.file_hashes import hash_file
 from emuedit.data.publish import read_folder, read_summary
 from emuedit.data.records import Caption, Drop
 from emuedit.data.text_tables import BadRow
@@ -172,7 +172,12 @@ def test_progress_advances_with_each_image_and_reaches_the_number_of_rows(
 ) -> None:
     write_photos(tmp_path)
     amounts: list[float] = []
-    monkeypatch.setattr(captions.Progress, "advance", lambda self, amount=1, note=None: amounts.append(amount))
+
+    def record(progress: captions.Progress, amount: float = 1, note: str | None = None) -> None:
+        if progress.label == "captions":  # and not that of the hashes
+            amounts.append(amount)
+
+    monkeypatch.setattr(captions.Progress, "advance", record)
     rows = [*ROWS, ("star", "star.jpg"), ("two rings", "absent.jpg")]
     run(make_params(write_table(tmp_path, "photos/c.csv", rows), image_column="image", rows_per_shard=100), tmp_path)
     assert sum(amounts) == len(rows)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from emuedit.data.dependencies import hash_file
+from emuedit.data.file_hashes import hash_file
 from emuedit.data.png import decode_png
 from emuedit.data.publish import publish, read_folder, scratch_folder
 from emuedit.data.records import Caption, Drop, Instruction, Pair

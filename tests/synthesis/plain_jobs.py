@@ -60,7 +60,7 @@ def error_of(job: Job) -> Exception:
 
 def keep_two_workers(folder: Path) -> None:
     """Start two workers. One becomes busy for ever, the other has nothing to do after its first job."""
-    from emuedit.synthesis import local_processes
+    from emuedit import local_processes
 
     with local_processes.start(2, partial(build_work, folder), lambda name, share: None) as group:
         list(group.do({"shard-0": Job("square", 0), "shard-1": Job("wait for ever", 1)}))

@@ -7,20 +7,21 @@ Unreadable rows are dropped and counted. An unreadable file among readable ones 
 that one bad file does not stop an import.
 """
 
+import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from emuedit import tasks
 from emuedit.data import colour_profile, example_folder, image_exif, image_formats, image_io, text_tables
-from emuedit.data.dependencies import SUMMARY_FILE, content_key, hash_file
+from emuedit.data.dependencies import SUMMARY_FILE, content_key
 from emuedit.data.example_folder import ExampleEdit
+from emuedit.data.file_hashes import HashMemory, hash_file
 from emuedit.data.formats import pair_folder
 from emuedit.data.formats.pair_format import Column, FormatError
 from emuedit.data.formats.row_conversion import AssignTasks, ImportOptions, RowRejected, duplicate_key
@@ -28,10 +29,12 @@ from emuedit.data.publish import Summary, publish, read_summary, resumable_shard
 from emuedit.data.records import Drop, Pair
 from emuedit.data.text_tables import BadRow, TableError
 from emuedit.data.threads import map_in_threads
+from emuedit.data.writable_folder import check_writable
+from emuedit.progress import Progress
 
 CARD = "card.md"
 ROWS_PER_SHARD = 256
-"""Rows per shard: in memory at a time, and the unit of work for restarts."""
+"""Largest number of rows of a shard: in memory at a time, and the unit of work for restarts."""
 _SHOWN_FILES = 3
 _CARD_TEMPLATE = """\
 # Data card: imported pairs
@@ -57,20 +60,28 @@ def import_pairs(options: ImportOptions, files: Sequence[Path], out: Path, root:
     columns = [options.pair_format.match_columns(pq.read_schema(file), str(file)) for file in files]
     counts = Counter({"dropped_files_unreadable": n_files - len(files)} if len(files) < n_files else {})
     n_rows = sum(pq.ParquetFile(file).metadata.num_rows for file in files)
-    return _import(options, _Rows(_read_batches(files, columns, counts), n_rows, files), counts, out, root)
+    rows = _Rows(_read_batches(files, columns, counts), n_rows, files)
+    return _import(options, rows, counts, out, root, HashMemory(root))
 
 
 def import_examples(options: ImportOptions, examples: Sequence[ExampleEdit], out: Path, root: Path) -> Summary:
     """Import image files before and after an edit, in the format of `pair_folder`. Errors: as `import_pairs`."""
     check_output_folder(out, "import")
     files = sorted({file for example in examples for file in (example.before, example.after)})
-    columns = options.pair_format.columns
-    batches = (_Batch(example_folder.TABLE, columns, start, rows) for start, rows in pair_folder.read_batches(examples))
-    return _import(options, _Rows(batches, len(examples), files, repr(examples)), Counter(), out, root)
+    columns, memory = options.pair_format.columns, HashMemory(root)
+    max_bytes = pair_folder.BYTES_PER_SHARD if options.size is None else float("inf")
+    batches = (
+        _Batch(example_folder.TABLE, columns, start, end - start, partial(pair_folder.read_rows, examples[start:end], memory))
+        for start, end in pair_folder.split_into_shards(examples, ROWS_PER_SHARD, max_bytes)
+    )
+    texts = hashlib.blake2b(digest_size=8)
+    for example in examples:
+        texts.update(repr(example).encode())
+    return _import(options, _Rows(batches, len(examples), files, texts.hexdigest()), Counter(), out, root, memory)
 
 
-def _import(options: ImportOptions, rows: "_Rows", counts: Counter[str], out: Path, root: Path) -> Summary:
-    """Convert and publish the rows. counts: of unreadable files, which the rows also update."""
+def _import(options: ImportOptions, rows: "_Rows", counts: Counter[str], out: Path, root: Path, memory: HashMemory) -> Summary:
+    """Convert and publish the rows. counts: of unreadable files, which the rows also update. memory: of the files' hashes."""
     pair_format = options.pair_format
     params = {
         "layout": pair_format.name,
@@ -81,17 +92,19 @@ def _import(options: ImportOptions, rows: "_Rows", counts: Counter[str], out: Pa
     }
     code = sorted(Path(__file__).parent.glob("*.py"))
     code += [Path(str(module.__file__)) for module in (image_io, image_formats, image_exif, colour_profile, tasks)]
-    key = content_key({"texts": rows.texts, **params}, *rows.files, *code)
+    inputs = (*rows.files, *code)
+    key = content_key({"texts": rows.texts, **params}, *inputs, label=f"import {pair_format.name}: hash files", memory=memory)
     scratch = scratch_folder(root, scratch_name("import", out), key)
     seen: set[bytes] = set()
-    with tqdm(total=rows.n_rows, unit="pair", desc=f"import {pair_format.name}") as progress:
-        convert = partial(_convert_batch, options=options, seen=seen)
+    with Progress(f"import {pair_format.name}", rows.n_rows, "pair") as progress:
+        convert = partial(_convert_batch, options=options, seen=seen, advance=progress.advance)
         for shard in resumable_shards(scratch, rows.batches, convert, Pair):
             seen.update(map(duplicate_key, shard.records))
             counts["pairs"] += len(shard.records)
             counts.update(f"pairs_{pair.task}" for pair in shard.records)
             counts.update(f"dropped_{drop.reason}" for drop in shard.drops)
-            progress.update(shard.source.rows.num_rows)
+            if shard.resumed:
+                progress.advance(shard.source.n_rows)
     if not counts["pairs"]:
         raise FormatError(
             f"want at least one pair in {len(rows.files)} files, got {dict(counts)}; see {scratch}/dropped-*.parquet"
@@ -117,8 +130,9 @@ def check_output_folder(out: Path, command: str) -> None:
     """Raise FormatError unless `out` is new, is empty, or has only what the same command published there.
 
     `publish` deletes `out`. So files that the command did not write are an error, as are texts and sheets that were edited since;
-    Parquet files may be too large to compare.
+    Parquet files may be too large to compare. Raises FolderError if `out` cannot be written.
     """
+    check_writable(out.parent)
     summary = read_summary(out) if (out / SUMMARY_FILE).is_file() else None
     if summary is None or summary.stage != command:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -143,7 +157,9 @@ class _Batch:
     columns: Mapping[str, Column]
     start: int
     """Index of the first row in the file."""
-    rows: pa.RecordBatch
+    n_rows: int
+    read: Callable[[], Iterable[pa.RecordBatch]]
+    """Gives the rows, a part of them at a time; not called for a shard of an earlier run."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +171,7 @@ class _Rows:
     files: Sequence[Path]
     """Files with their content."""
     texts: str = ""
-    """Content that is not in the files."""
+    """Hash of the content that is not in the files."""
 
 
 def _readable(files: Sequence[Path]) -> list[Path]:
@@ -182,32 +198,43 @@ def _read_batches(files: Sequence[Path], columns: Sequence[Mapping[str, Column]]
         start = 0
         try:
             for rows in pq.ParquetFile(file).iter_batches(batch_size=ROWS_PER_SHARD):
-                yield _Batch(file.name, file_columns, start, rows)
+                yield _Batch(file.name, file_columns, start, rows.num_rows, partial(iter, (rows,)))
                 start += rows.num_rows
         except (pa.ArrowException, OSError) as error:
             counts["dropped_files_damaged"] += 1
             print(f"import: {file} is damaged after row {start}, skipped the rest: {str(error).splitlines()[0]}", flush=True)
 
 
-def _convert_batch(batch: _Batch, options: ImportOptions, seen: set[bytes]) -> tuple[list[Pair], list[Drop]]:
-    """Convert rows to pairs with tasks, and to drops, in threads. `seen`: keys of all pairs so far; new ones are added to it."""
+def _convert_batch(
+    batch: _Batch, options: ImportOptions, seen: set[bytes], advance: Callable[[int], None]
+) -> tuple[list[Pair], list[Drop]]:
+    """Convert rows to pairs with tasks, and to drops, in threads. `seen`: keys of all pairs so far; new ones are added to it.
+
+    advance: called with numbers of converted rows.
+    """
     (instruction_column,) = (name for name, column in batch.columns.items() if column.field == "instruction")
-    rows = list(text_tables.to_rows(batch.rows))
     convert = partial(options.convert_row, columns=batch.columns)
-    results = iter(list(map_in_threads(convert, (row for row in rows if not isinstance(row, BadRow)))))
-    pairs, drops = [], []
-    for index, row in enumerate(rows, start=batch.start):
-        if isinstance(row, BadRow):
-            drops.append(Drop(row.text, row.reason, batch.file_name, index))
-            continue
-        result = next(results)
-        if isinstance(result, Pair) and duplicate_key(result) in seen:
-            result = RowRejected("duplicate")
-        if isinstance(result, RowRejected):
-            drops.append(Drop(row[instruction_column] or "", result.reason, batch.file_name, index))
-        else:
-            seen.add(duplicate_key(result))
-            pairs.append(result)
+    pairs: list[Pair] = []
+    drops: list[Drop] = []
+    start = batch.start
+    for part in batch.read():
+        rows = list(text_tables.to_rows(part))
+        results = map_in_threads(convert, [row for row in rows if not isinstance(row, BadRow)])
+        for index, row in enumerate(rows, start=start):
+            if isinstance(row, BadRow):
+                drops.append(Drop(row.text, row.reason, batch.file_name, index))
+                advance(1)
+                continue
+            result = next(results)
+            advance(1)
+            if isinstance(result, Pair) and duplicate_key(result) in seen:
+                result = RowRejected("duplicate")
+            if isinstance(result, RowRejected):
+                drops.append(Drop(row[instruction_column] or "", result.reason, batch.file_name, index))
+            else:
+                seen.add(duplicate_key(result))
+                pairs.append(result)
+        start += len(rows)
     return _set_tasks(pairs, options.assign_tasks), drops
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from emuedit.data.filters import read_columns
 from emuedit.data.publish import read_summary
+from emuedit.progress import Progress
 
 SHARDS = "shard-*.parquet"
 REPLAY_PAIRS, REPLAY_VERDICTS = "pairs", "verdicts"
@@ -28,46 +30,61 @@ class PairShard:
 
     def pair_ids(self) -> list[str]:
         """Ids of its pairs, in order; reads only this column."""
-        ids: list[str] = read_columns(self.path, "id")["id"].to_pylist()
+        ids: list[str] = _read_only(self.path, "id")["id"].to_pylist()
         return ids
 
-    def caption_ids(self) -> list[str]:
-        """Ids of its pairs' captions, in order; reads only this column."""
-        parents: list[list[str]] = read_columns(self.path, "parent_ids")["parent_ids"].to_pylist()
-        return [caption_id for _, caption_id, *_ in parents]
+    def caption_ids(self) -> dict[str, str]:
+        """Id of each pair, in order -> id of its caption; reads only the columns with them."""
+        columns = _read_only(self.path, "id", "parent_ids")
+        captions = [caption_id for _, caption_id, *_ in columns["parent_ids"].to_pylist()]
+        return dict(zip(columns["id"].to_pylist(), captions, strict=True))
 
 
 @dataclass(frozen=True)
-class KeptPairs:
-    """The task of every kept pair, in 10 bytes per pair."""
+class PairTasks:
+    """The tasks of some pairs, in 10 bytes per pair."""
 
-    ids: NDArray[np.uint64]  # sorted
+    ids: NDArray[np.uint64]  # the 16 hex digits as numbers
     task: NDArray[np.int16]  # of each id, a number of `names`
     names: tuple[str, ...]
 
+    def tasks(self) -> dict[str, str]:
+        """Id -> task of all pairs, in their order; 200 bytes per pair."""
+        return {f"{pair_id:016x}": self.names[task] for pair_id, task in zip(self.ids.tolist(), self.task.tolist(), strict=True)}
+
+
+class KeptPairs(PairTasks):
+    """The task of every kept pair, sorted by id."""
+
     @classmethod
-    def read(cls, dataset: Path) -> KeptPairs:
-        """Read a published folder of verdicts. Raises ShardError if it is not published."""
+    def read(cls, dataset: Path, advance: Callable[[], None] = lambda: None) -> KeptPairs:
+        """Read a published folder of verdicts; calls `advance` after each shard. Raises ShardError if it is not published."""
         numbers: dict[str, int] = {}
         ids, tasks = [np.zeros(0, np.uint64)], [np.zeros(0, np.int16)]
         for shard in pair_shards([dataset]):
-            columns: dict[str, list[Any]] = read_columns(shard.path, "pair_id", "kept", "task").to_pydict()
-            kept = [(int(i, 16), t) for i, k, t in zip(columns["pair_id"], columns["kept"], columns["task"], strict=True) if k]
-            ids.append(np.array([pair_id for pair_id, _ in kept], np.uint64))
+            columns: dict[str, list[Any]] = _read_only(shard.path, "pair_id", "kept", "task").to_pydict()
+            kept = [(i, t) for i, k, t in zip(columns["pair_id"], columns["kept"], columns["task"], strict=True) if k]
+            ids.append(_as_numbers([pair_id for pair_id, _ in kept]))
             tasks.append(np.array([numbers.setdefault(task, len(numbers)) for _, task in kept], np.int16))
+            advance()
         all_ids, order = np.unique(np.concatenate(ids), return_index=True)
         return cls(all_ids, np.concatenate(tasks)[order], tuple(numbers))
 
-    def tasks(self) -> dict[str, str]:
-        """Id -> task of all pairs; for small folders."""
-        return {f"{pair_id:016x}": self.names[task] for pair_id, task in zip(self.ids.tolist(), self.task.tolist(), strict=True)}
+    def among(self, pair_ids: Sequence[str]) -> PairTasks:
+        """The kept ones among these pairs, in their order."""
+        id_numbers = _as_numbers(pair_ids)
+        rows = np.searchsorted(self.ids, id_numbers).clip(max=max(0, len(self.ids) - 1))
+        is_kept = self.ids[rows] == id_numbers if len(self.ids) else np.zeros(len(id_numbers), np.bool_)
+        return PairTasks(id_numbers[is_kept], self.task[rows[is_kept]], self.names)
+
+    def without(self, pair_ids: NDArray[np.uint64]) -> KeptPairs:
+        """These pairs without some, whose ids are given as numbers."""
+        stays = ~np.isin(self.ids, pair_ids)
+        return KeptPairs(self.ids[stays], self.task[stays], self.names)
 
     def tasks_of(self, pair_ids: Sequence[str]) -> dict[str, str]:
         """Id -> task of the kept ones among these pairs, in their order."""
-        id_numbers = np.array([int(pair_id, 16) for pair_id in pair_ids], np.uint64)
-        rows = np.searchsorted(self.ids, id_numbers).clip(max=max(0, len(self.ids) - 1))
-        is_kept = self.ids[rows] == id_numbers if len(self.ids) else np.zeros(len(id_numbers), np.bool_)
-        return {pair_ids[i]: self.names[self.task[rows[i]]] for i in np.flatnonzero(is_kept).tolist()}
+        return self.among(pair_ids).tasks()
 
 
 def pair_shards(folders: Sequence[Path]) -> list[PairShard]:
@@ -81,31 +98,47 @@ def pair_shards(folders: Sequence[Path]) -> list[PairShard]:
 
 
 class TrainingPairs:
-    """The shards of a training, and the tasks of their pairs, which are read one shard at a time.
+    """The shards of a training, and the tasks of their pairs, in 10 bytes per pair.
 
     `new` are the shards of the folders `pairs`, whose kept pairs are in `dataset`; `replayed` those of a replay folder, without
-    the pairs that are also in `pairs`.
+    the pairs that are also in `pairs`. Every shard is opened once, to read its ids.
     """
 
     def __init__(self, pairs: Sequence[Path], dataset: Path, replay: Path | None = None) -> None:
         """Raises ShardError for a folder that is not published."""
-        self._kept = KeptPairs.read(dataset)
-        self._earlier: dict[str, str] = {}  # of at most `train.replay_pairs` pairs
-        self.new, self.replayed = pair_shards(pairs), list[PairShard]()
-        if replay is not None:
-            self.replayed = pair_shards([replay / REPLAY_PAIRS])
-            self._earlier = KeptPairs.read(replay / REPLAY_VERDICTS).tasks()
+        self.new = pair_shards(pairs)
+        self.replayed = [] if replay is None else pair_shards([replay / REPLAY_PAIRS])
+        verdicts = [dataset] if replay is None else [dataset, replay / REPLAY_VERDICTS]
+        self._tasks: dict[PairShard, PairTasks] = {}
+        with Progress("train: read the ids of the pairs", len(pair_shards(verdicts)) + len(self.shards), "shard") as progress:
+            kept, *earlier = [KeptPairs.read(folder, progress.advance) for folder in verdicts]
             for shard in self.new:
-                for pair_id in self._earlier.keys() & set(shard.pair_ids()):
-                    del self._earlier[pair_id]
+                ids = shard.pair_ids()
+                self._tasks[shard] = kept.among(ids)
+                earlier = [sample.without(_as_numbers(ids)) for sample in earlier]  # at most `train.replay_pairs` pairs
+                progress.advance()
+            for shard in self.replayed:
+                self._tasks[shard] = earlier[0].among(shard.pair_ids())
+                progress.advance()
 
     @property
     def shards(self) -> list[PairShard]:
         """All shards, in order."""
         return [*self.new, *self.replayed]
 
+    def rows_of(self, shard: PairShard) -> PairTasks:
+        """The pairs of a shard to train on or to hold out, in their order."""
+        return self._tasks[shard]
+
     def tasks_of(self, shard: PairShard) -> dict[str, str]:
-        """Id -> task of the pairs of a shard to train on or to hold out, in their order."""
-        if shard not in self.replayed:
-            return self._kept.tasks_of(shard.pair_ids())
-        return {pair_id: self._earlier[pair_id] for pair_id in shard.pair_ids() if pair_id in self._earlier}
+        """Id -> task of these pairs."""
+        return self._tasks[shard].tasks()
+
+
+def _read_only(path: Path, *names: str) -> pa.Table:
+    """Read these columns of a shard, and no others."""
+    return pq.ParquetFile(path, page_checksum_verification=True).read(columns=list(names))
+
+
+def _as_numbers(pair_ids: Sequence[str]) -> NDArray[np.uint64]:
+    return np.array([int(pair_id, 16) for pair_id in pair_ids], np.uint64)

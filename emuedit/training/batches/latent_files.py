@@ -16,8 +16,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +35,9 @@ from emuedit.models.text_to_image import TextToImageModel
 from emuedit.progress import Progress
 from emuedit.runtime import seed_for
 from emuedit.training.batches.aspect_buckets import AspectBuckets, Size
-from emuedit.training.batches.kept_pairs import PairShard, TrainingPairs
+from emuedit.training.batches.kept_pairs import PairShard, PairTasks, TrainingPairs
 from emuedit.training.batches.mirroring import has_no_side, may_flip
-from emuedit.training.batches.pair_encoding import encode_images, place_pairs
+from emuedit.training.batches.pair_encoding import EncodesImages, encode_images, place_pairs
 from emuedit.training.batches.text_files import TextFiles, null_key, save_array, text_hash
 
 INDEX_FILE = "index.json"
@@ -42,7 +45,7 @@ CODE = (
     *(f"emuedit/training/batches/{name}.py" for name in (
         "latent_files", "text_files", "mirroring", "pair_encoding", "aspect_buckets", "kept_pairs")),
     "emuedit/models", "emuedit/data", "emuedit/core", "emuedit/config.py", "emuedit/runtime.py", "emuedit/number_format.py",
-    "emuedit/tasks.py",
+    "emuedit/tasks.py", "emuedit/processes.py",
 )  # fmt: skip
 """Code that determines the content of these files; a test compares it with this module's imports."""
 ENCODED = [
@@ -120,6 +123,74 @@ def held_out_bound(share: float) -> int:
     return math.ceil(share * 2**63)
 
 
+@dataclass(frozen=True)
+class EncodingJob:
+    """A shard of pairs to encode, and its files; it can be pickled, to do it in another process."""
+
+    shard: PairShard
+    folder: Path
+    rows: PairTasks
+    """Its pairs that are kept, in the order of the shard."""
+    content: str
+    """Key of its latents."""
+    key: str
+    """Key of its rows."""
+    parts: Sequence[int]
+    """Numbers of its existing parts."""
+    buckets: AspectBuckets
+    mirrored: bool
+
+    def missing(self) -> set[str]:
+        """Ids of the kept pairs that are in no part."""
+        return self.rows.tasks().keys() - _ids_of(self._read_parts())
+
+    def run(self, encoder: EncodesImages) -> None:
+        """Encode the missing pairs, then write the rows of all kept pairs."""
+        parts = self._read_parts()
+        if missing := self.rows.tasks().keys() - _ids_of(parts):
+            number = max(parts, default=-1) + 1
+            pairs = [pair for pair in read_shard(self.shard.path, Pair) if pair.id in missing]
+            parts[number] = self._encode(pairs, number, encoder)
+        save_array(pairs_file(self.folder, self.key), _rows(parts, self.rows.tasks()))
+
+    def _read_parts(self) -> dict[int, NDArray[Any]]:
+        """Number -> rows of each existing part."""
+        return {part: np.load(_encoded_file(self.folder, self.content, part)) for part in self.parts}
+
+    def _encode(self, pairs: Sequence[Pair], part: int, encoder: EncodesImages) -> NDArray[Any]:
+        """Write the latents of a new part, one file per size, then its rows."""
+        placements = place_pairs(pairs, self.buckets, encoder.factor)
+        instructions = [pair.instruction.encode() for pair in pairs]
+        rows = np.zeros(len(pairs), [*ENCODED, ("instruction", _text_type(instructions))])
+        for row, pair, placement, instruction in zip(rows, pairs, placements, instructions, strict=True):
+            _, caption_id, *_ = pair.parent_ids
+            row["id"], row["caption_seed"] = int(pair.id, 16), caption_seed(caption_id)
+            row["size"], row["original"], row["enlarged"] = placement.size, placement.original, placement.is_enlarged
+            row["crop"], row["mirrored_left"] = (placement.top, placement.left), placement.mirrored_left
+            row["text"], row["instruction"], row["mirrored_position"] = text_hash(instruction), instruction, -1
+        flips = np.array([self.mirrored and has_no_side(pair.instruction) for pair in pairs], np.bool_)  # tasks may change later
+        for size in sorted({placement.size for placement in placements}):
+            selected = np.array([placement.size == size for placement in placements])
+            numbers = np.flatnonzero(selected).tolist()
+            latents = encode_images([pairs[i] for i in numbers], [placements[i] for i in numbers], flips[selected], encoder)
+            save_array(latents_file(self.folder, self.content, part, size), latents)
+            rows["position"][selected] = np.arange(len(numbers))
+            rows["mirrored_position"][selected & flips] = np.arange(len(numbers), len(latents))
+        save_array(_encoded_file(self.folder, self.content, part), rows)
+        return rows
+
+
+EncodeShards = Callable[[Sequence[EncodingJob]], Generator[str, None, None]]
+"""Runs jobs in any order; yields the key of each when its files are written."""
+
+
+def encode_here(encoder: EncodesImages, jobs: Sequence[EncodingJob]) -> Generator[str, None, None]:
+    """The `EncodeShards` of this process, in order."""
+    for job in jobs:
+        job.run(encoder)
+        yield job.key
+
+
 def build(
     pairs: TrainingPairs,
     encoders: TextToImageModel,
@@ -128,39 +199,44 @@ def build(
     *,
     mirrored: bool = True,
     text_key: str = "texts",
+    encode: EncodeShards | None = None,
 ) -> None:
     """Encode the kept pairs, shard by shard; existing files in `folder` are reused.
 
     `buckets`: the sizes to which images are resized; None: images keep their sizes, each a bucket. `mirrored`: also encode the
-    mirrored images of pairs that may be mirrored. `text_key`: `EncodingKeys.texts`. Raises PairEncodingError for images that
-    cannot be used for training.
+    mirrored images of pairs that may be mirrored. `text_key`: `EncodingKeys.texts`. `encode`: encodes the images of shards whose
+    rows are missing; None: `encode_here`. Raises PairEncodingError for images that cannot be used for training.
     """
     buckets = AspectBuckets.unchanged() if buckets is None else buckets
     folder.mkdir(parents=True, exist_ok=True)
-    parts_of, shards = _encoded_parts(folder), list[_Shard]()
+    parts_of, shards = _encoded_parts(folder), list[EncodingJob]()
     for shard in pairs.shards:
         content = content_key({"shard": shard.content, "buckets": buckets.sizes, "mirrored": mirrored})
         kept = content_key({"kept": pairs.tasks_of(shard)})  # the tasks of one shard are in memory at a time
-        shards.append(_Shard(shard, folder, content, f"{content}-{kept}", parts_of.get(content, ())))
+        parts = parts_of.get(content, ())
+        shards.append(EncodingJob(shard, folder, pairs.rows_of(shard), content, f"{content}-{kept}", parts, buckets, mirrored))
     texts, text_hashes, n_enlarged, n_pairs = TextFiles(folder, encoders, text_key), [np.zeros(0, np.uint64)], 0, 0
     parts_in_use: set[str] = set()
-    n_done = sum(pairs_file(folder, work.key).exists() for work in shards)
-    with Progress("train: encode pairs", len(shards), "shard", n_done) as progress:
+    n_shards = Counter(work.key for work in shards)  # of equal content
+    jobs = {work.key: work for work in shards if not pairs_file(folder, work.key).exists()}
+    n_done = sum(n for key, n in n_shards.items() if key not in jobs)
+    encoded = (encode or partial(encode_here, encoders))([*jobs.values()])
+    with closing(encoded), Progress("train: encode pairs", len(shards), "shard", n_done) as progress:
         for work in shards:
-            file = pairs_file(folder, work.key)
-            if is_new := not file.exists():
-                work.write(pairs.tasks_of(work.shard), encoders, buckets, mirrored)
-            rows = np.load(file)
+            while work.key in jobs:
+                key = next(encoded)
+                del jobs[key]
+                progress.advance(n_shards[key])
+            rows = np.load(pairs_file(folder, work.key))
             texts.add(rows)
             text_hashes.append(np.unique(rows["text"]))
             parts_in_use |= {f"{work.content}.{part}" for part in np.unique(rows["part"])}
             n_enlarged, n_pairs = n_enlarged + int(rows["enlarged"].sum()), n_pairs + len(rows)
-            progress.advance(int(is_new))
     keys = tuple(work.key for work in shards)
     text_keys = texts.keys_of(np.unique(np.concatenate(text_hashes)))
     index = CacheIndex(keys, keys[len(pairs.new) :], text_keys, null_key(text_key))
-    with replacing(folder / INDEX_FILE) as partial:
-        partial.write_text(json.dumps(asdict(index)), encoding="utf-8")
+    with replacing(folder / INDEX_FILE) as temporary:
+        temporary.write_text(json.dumps(asdict(index)), encoding="utf-8")
     _prune(folder, index, parts_in_use)
     if n_enlarged:
         print(f"train: {n_enlarged} of {n_pairs} pairs are smaller than their bucket and were enlarged", flush=True)
@@ -171,54 +247,6 @@ def build(
             f"{longest!r}; they are truncated",
             flush=True,
         )
-
-
-@dataclass(frozen=True)
-class _Shard:
-    """A shard of pairs and its files."""
-
-    shard: PairShard
-    folder: Path
-    content: str
-    """Key of its latents."""
-    key: str
-    """Key of its rows."""
-    parts: Sequence[int]
-    """Numbers of its existing parts."""
-
-    def write(self, tasks: dict[str, str], encoders: TextToImageModel, buckets: AspectBuckets, mirrored: bool) -> None:
-        """Encode the pairs that are in no part, then write the rows of all kept pairs. tasks: id -> task of these."""
-        parts = {part: np.load(_encoded_file(self.folder, self.content, part)) for part in self.parts}
-        encoded = {f"{pair_id:016x}" for rows in parts.values() for pair_id in rows["id"].tolist()}
-        if missing := tasks.keys() - encoded:
-            number = max(parts, default=-1) + 1
-            pairs = [pair for pair in read_shard(self.shard.path, Pair) if pair.id in missing]
-            parts[number] = self._encode(pairs, number, encoders, buckets, mirrored)
-        save_array(pairs_file(self.folder, self.key), _rows(parts, tasks))
-
-    def _encode(
-        self, pairs: Sequence[Pair], part: int, encoders: TextToImageModel, buckets: AspectBuckets, mirrored: bool
-    ) -> NDArray[Any]:
-        """Write the latents of a new part, one file per size, then its rows."""
-        placements = place_pairs(pairs, buckets, encoders.factor)
-        instructions = [pair.instruction.encode() for pair in pairs]
-        rows = np.zeros(len(pairs), [*ENCODED, ("instruction", _text_type(instructions))])
-        for row, pair, placement, instruction in zip(rows, pairs, placements, instructions, strict=True):
-            _, caption_id, *_ = pair.parent_ids
-            row["id"], row["caption_seed"] = int(pair.id, 16), caption_seed(caption_id)
-            row["size"], row["original"], row["enlarged"] = placement.size, placement.original, placement.is_enlarged
-            row["crop"], row["mirrored_left"] = (placement.top, placement.left), placement.mirrored_left
-            row["text"], row["instruction"], row["mirrored_position"] = text_hash(instruction), instruction, -1
-        flips = np.array([mirrored and has_no_side(pair.instruction) for pair in pairs], np.bool_)  # tasks may change later
-        for size in sorted({placement.size for placement in placements}):
-            selected = np.array([placement.size == size for placement in placements])
-            numbers = np.flatnonzero(selected).tolist()
-            latents = encode_images([pairs[i] for i in numbers], [placements[i] for i in numbers], flips[selected], encoders)
-            save_array(latents_file(self.folder, self.content, part, size), latents)
-            rows["position"][selected] = np.arange(len(numbers))
-            rows["mirrored_position"][selected & flips] = np.arange(len(numbers), len(latents))
-        save_array(_encoded_file(self.folder, self.content, part), rows)
-        return rows
 
 
 def _rows(parts: dict[int, NDArray[Any]], tasks_of_pairs: dict[str, str]) -> NDArray[Any]:
@@ -236,6 +264,11 @@ def _rows(parts: dict[int, NDArray[Any]], tasks_of_pairs: dict[str, str]) -> NDA
         if not may_flip(task.decode(), instruction.decode()):
             row["mirrored_position"] = -1
     return out
+
+
+def _ids_of(parts: dict[int, NDArray[Any]]) -> set[str]:
+    """Ids of the pairs of these parts."""
+    return {f"{pair_id:016x}" for rows in parts.values() for pair_id in rows["id"].tolist()}
 
 
 def _encoded_file(folder: Path, content: str, part: int) -> Path:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 
 from emuedit.data.png import decode_png, png_size
 from emuedit.data.records import Pair
-from emuedit.models import image_tensors
+from emuedit.models import image_tensors, vae_latents
 from emuedit.models.text_to_image import TextCondition, TextToImageModel
 from emuedit.training.batches.aspect_buckets import AspectBuckets, Placement
 
@@ -31,6 +33,42 @@ EncodedTexts = dict[str, NDArray[np.float16]]
 
 class PairEncodingError(ValueError):
     """Raised for pairs that cannot be used for training."""
+
+
+class EncodesImages(Protocol):
+    """What encodes images: a `TextToImageModel`, or its `ImageEncoder`."""
+
+    @property
+    def factor(self) -> int:
+        """Downsampling factor of the latents."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the VAE."""
+        ...
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """Images [B, 3, H, W] in [-1, 1] -> scaled latents, float32 [B, C, h, w]."""
+        ...
+
+
+@dataclass(frozen=True)
+class ImageEncoder:
+    """The VAE of a `TextToImageModel`, which encodes as that does."""
+
+    vae: Any
+    factor: int
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the VAE."""
+        device: torch.device = self.vae.device
+        return device
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """Images [B, 3, H, W] in [-1, 1] -> scaled latents, float32 [B, C, H / factor, W / factor]."""
+        return vae_latents.encode(self.vae, image_tensors.check_images(images), self.factor)
 
 
 def place_pairs(pairs: Sequence[Pair], buckets: AspectBuckets, factor: int) -> list[Placement]:
@@ -57,7 +95,7 @@ def place_pairs(pairs: Sequence[Pair], buckets: AspectBuckets, factor: int) -> l
 
 
 def encode_images(
-    pairs: Sequence[Pair], placements: Sequence[Placement], mirrored: NDArray[np.bool_], encoders: TextToImageModel
+    pairs: Sequence[Pair], placements: Sequence[Placement], mirrored: NDArray[np.bool_], encoders: EncodesImages
 ) -> NDArray[np.float16]:
     """Encode source and target of n >= 1 pairs of one bucket, then, mirrored, those of the m pairs selected by `mirrored` [n].
 
@@ -109,7 +147,7 @@ def _decode(pair: Pair, placement: Placement) -> NDArray[np.uint8]:
     return np.stack([placement.apply(decode_png(png)) for png in (pair.source, pair.target)])
 
 
-def _encode(pictures: NDArray[np.uint8], encoders: TextToImageModel) -> NDArray[np.float16]:
+def _encode(pictures: NDArray[np.uint8], encoders: EncodesImages) -> NDArray[np.float16]:
     """uint8 [B, H, W, 3] -> latents float16 [B, C, h, w]; values beyond float16's range become infinite."""
     images = image_tensors.from_uint8(pictures)
     z = encoders.encode(images.to(encoders.device, memory_format=torch.channels_last))

@@ -33,6 +33,8 @@ def write(out: Path, cache: LatentCache, folders: Sequence[Path], earlier: Path 
         (out / name).mkdir(parents=True)
     number, pending, missing = 0, list[Pair](), set(tasks)
     for shard in pair_shards([*folders, *([earlier / REPLAY_PAIRS] if earlier else [])]):
+        if not missing:
+            break
         if missing.isdisjoint(shard.pair_ids()):
             continue
         for pair in read_shard(shard.path, Pair):

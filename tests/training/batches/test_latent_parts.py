@@ -1,7 +1,6 @@
 """What changes the rows of a latent cache, and what its latents."""
 
 import weakref
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 
 from emuedit.models.text_to_image import TextToImageModel
 from emuedit.training.batches import latent_files
-from emuedit.training.batches.kept_pairs import KeptPairs, TrainingPairs
+from emuedit.training.batches.kept_pairs import PairTasks, TrainingPairs
 from emuedit.training.batches.latent_cache import LatentCache
 from tests.training.tiny_pairs import TASKS, make_pair, write_pairs
 
@@ -99,16 +98,16 @@ def test_the_tasks_of_one_shard_are_in_memory_at_a_time(
 
     alive: set[int] = set()
     most: list[int] = []
-    tasks_of = KeptPairs.tasks_of
+    tasks_of = PairTasks.tasks
 
-    def count(kept: KeptPairs, pair_ids: Sequence[str]) -> Tasks:
-        tasks = Tasks(tasks_of(kept, pair_ids))
+    def count(rows: PairTasks) -> Tasks:
+        tasks = Tasks(tasks_of(rows))
         alive.add(number := len(most))
         weakref.finalize(tasks, alive.discard, number)
         most.append(len(alive))
         return tasks
 
-    monkeypatch.setattr(KeptPairs, "tasks_of", count)
+    monkeypatch.setattr(PairTasks, "tasks", count)
     latent_files.build(
         TrainingPairs(*write_pairs(tmp_path, [make_pair(n) for n in range(12)], per_shard=2)), base_model, tmp_path / "cache"
     )

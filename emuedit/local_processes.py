@@ -21,6 +21,10 @@ class WorkerFailedError(ProcessFailedError):
     """Raised for a failed job in a worker process, and for a dead worker."""
 
 
+def _ignore_report(_name: str, _share: float) -> None:
+    pass
+
+
 class ProcessGroup:
     """Processes that each run one job at a time."""
 
@@ -59,10 +63,10 @@ class ProcessGroup:
                 return
             for pipe in cast("list[Connection]", wait(list(running))):
                 name = running[pipe]
-                kind, of, value = self._receive(pipe, name)
+                kind, job, value = self._receive(pipe, name)
                 if kind == "error":
-                    raise WorkerFailedError(f"in {of or name}: {value[0]}", value[1])
-                if of != name:  # a job of an earlier call whose results were not all read
+                    raise WorkerFailedError(f"in {job or name}: {value[0]}", value[1])
+                if job != name:  # a job of an earlier call whose results were not all read
                     continue
                 if kind == "share":
                     self._report(name, value)
@@ -95,7 +99,7 @@ class ProcessGroup:
 
 @contextmanager
 def start(
-    processes: int, build: Callable[[], Any], report: Callable[[str, float], None], device: str = "cpu"
+    processes: int, build: Callable[[], Any], report: Callable[[str, float], None] = _ignore_report, device: str = "cpu"
 ) -> Iterator[ProcessGroup]:
     """Context manager with worker processes that compute on `device`."""
     group = ProcessGroup(processes, build, report, device)

@@ -26,8 +26,8 @@ KINDS = ("toy", "sd15", "sdxl")
 """The kinds of `tiny_base_models`."""
 LONGEST_FILES = (
     "stages/test_train.py", "flows/test_stopping.py", "operations/storage/test_remote_commands.py",
-    "operations/test_server_commands.py", "synthesis/test_worker_pool.py", "stages/test_train_processes.py",
-    "stages/test_chain.py", "training/test_accelerate_launch.py", "training/memory/test_memory_estimator.py",
+    "operations/test_server_commands.py", "synthesis/test_worker_pool.py",
+    "stages/test_chain.py", "training/memory/test_memory_estimator.py",
     "doors/test_places.py", "flows/test_pyfunc_model.py", "training/test_architectures.py", "editor/test_edit_pipeline.py",
     "toyworld/test_reading.py", "stages/test_validation.py", "synthesis/test_sampler.py", "test_architecture.py",
     "flows/test_release.py", "doors/test_services.py", "promotion/test_failed_moves.py", "doors/test_fuzz_edits.py",
@@ -50,8 +50,9 @@ SHARED_SERVERS = {
     ),
     "a fork server that has imported torch": (
         "stages/test_train", "stages/test_pairs", "stages/test_inversion", "stages/test_captions", "stages/test_dataset",
-        "stages/test_evaluation", "stages/test_failed_questions", "stages/test_router",
+        "stages/test_evaluation", "stages/test_failed_questions", "stages/test_router", "stages/test_train_processes",
         "training/test_loop", "training/test_distributed", "training/test_sharded", "training/test_process_counts",
+        "training/test_accelerate_launch", "training/batches/test_encoding_processes",
     ),
     "moto": (
         "operations/storage/test_remote_commands", "operations/storage/test_remote_check",

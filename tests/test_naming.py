@@ -2,6 +2,7 @@
 
 import ast
 import re
+import symtable
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -58,12 +59,25 @@ class Names(NamedTuple):
     classes: list[str]
 
 
+def scopes_below(scope: symtable.SymbolTable) -> Iterator[symtable.SymbolTable]:
+    """This scope and those inside it."""
+    yield scope
+    for child in scope.get_children():
+        yield from scopes_below(child)
+
+
 @cache
 def names_in(path: Path) -> Names:
-    """What the tests ask about a file, which is parsed once; the trees of all files would fill the memory."""
-    nodes = list(ast.walk(ast.parse(path.read_text())))
-    pronouns = [(name, line) for name, line in assigned_names(nodes) if name.strip("_") in PRONOUNS]
-    return Names(pronouns, [node.name for node in nodes if isinstance(node, ast.ClassDef) and not node.name.startswith("_")])
+    """What the tests ask about a file, which is read once. Its symbol table takes a third of the time of its tree."""
+    text = path.read_text()
+    scopes = list(scopes_below(symtable.symtable(text, str(path), "exec")))
+    identifiers = {name for scope in scopes for name in scope.get_identifiers()}
+    pronouns: list[tuple[str, int]] = []
+    if any(name.strip("_").rpartition("__")[2] in PRONOUNS for name in identifiers):  # __it of the class A is _A__it there
+        names = assigned_names(list(ast.walk(ast.parse(text))))
+        pronouns = [(name, line) for name, line in names if name.strip("_") in PRONOUNS]
+    classes = [scope.get_name() for scope in scopes if scope.get_type() == "class"]
+    return Names(pronouns, [name for name in classes if not name.startswith("_")])
 
 
 @pytest.mark.slow

@@ -6,7 +6,10 @@
 import gc
 import importlib
 
-NAMES = ("emuedit.editor.edit_pipeline", "pandas", "pyarrow.parquet")
+NAMES = (
+    "emuedit.editor.edit_pipeline", "pandas", "pyarrow.parquet", "pytest",
+    *(f"transformers.models.{name}.modeling_{name}" for name in ("dinov2", "owlvit", "t5")),
+)  # fmt: skip
 
 gc.disable()
 for name in NAMES:

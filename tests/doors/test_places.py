@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from emuedit import params_check
-from emuedit.tracking import model_cache, moved_store, run_outbox
+from emuedit.tracking import model_cache, moved_store, run_outbox, runs
 from flows import dvc_graph
 from tests.repository import ROOT
 
@@ -32,16 +32,13 @@ def original(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Pat
     root = tmp_path_factory.mktemp("original") / "a workspace"
     root.mkdir()
     shutil.copy(empty_store, root / "mlflow.db")
-    program = """
-from pathlib import Path
-from emuedit.tracking import runs
-run_id = runs.start_run("retrain", "here")
-runs.log_text(run_id, "notes/a.txt", "as it was")
-Path("run_id.txt").write_text(run_id)
-"""
-    environment = os.environ | {"MLFLOW_LOGGING_LEVEL": "ERROR", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    environment.pop("MLFLOW_TRACKING_URI", None)
-    subprocess.run([sys.executable, "-c", program], cwd=root, check=True, capture_output=True, env=environment)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root}/mlflow.db")
+        run_id = runs.start_run("retrain", "here")
+        runs.log_text(run_id, "notes/a.txt", "as it was")
+    (root / "run_id.txt").write_text(run_id)
     return root
 
 

@@ -256,7 +256,10 @@ def prepared_home(empty_prefect_database: Path, home: Path) -> None:
 
 @pytest.fixture
 def weightless_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Registers a model that needs no weights in place of the editor. The gate takes its `weights` for its share of successes."""
+    """Registers a model that needs no weights in place of the editor. The gate takes its `weights` for its share of successes.
+
+    Its versions contain three files of our code, since MLflow copies and hashes them; `test_pyfunc_model` registers all.
+    """
     from emuedit.promotion import gate, promote
     from emuedit.promotion.gate_settings import GateSettings
     from emuedit.tracking import registry
@@ -274,19 +277,23 @@ def weightless_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return gate.decide(measure(name, package), old, GateSettings(), is_first=champion is None)
 
     monkeypatch.setattr(promote, "compare_with_champion", compare)
-
+    for name in ("__init__.py", "config.py", "editing/api.py"):
+        (copy := tmp_path / "code/emuedit" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / "emuedit" / name, copy)
+    monkeypatch.setattr(registry, "_PACKAGE", tmp_path / "code/emuedit")
     (tmp_path / "weightless_model.py").write_text(MODEL)
     monkeypatch.setattr(release, "MODEL_FILE", tmp_path / "weightless_model.py")
 
 
 @pytest.fixture
-def dvc_run(project: Path) -> Callable[..., None]:
-    """Runs dvc in the project, in this process: importing it takes more than a second of a core."""
+def dvc_run(project: Path) -> Callable[..., str]:
+    """Runs dvc in the project, in this process, and returns its output: importing it takes more than a second of a core."""
 
-    def run(*words: str) -> None:
+    def run(*words: str, root: Path = project) -> str:
         output = io.StringIO()
-        with chdir(project), redirect_stdout(output), redirect_stderr(output):
+        with chdir(root), redirect_stdout(output), redirect_stderr(output):
             status = run_dvc_here(words)
         assert status == 0, output.getvalue()
+        return output.getvalue()
 
     return run

@@ -119,7 +119,7 @@ if what == "network":
 
 
 def test_a_retrain_that_has_nothing_to_run_publishes_what_an_earlier_one_could_not(
-    project: Path, store: str, in_process: None, dvc_run: Callable[..., None], tmp_path: Path,
+    project: Path, store: str, in_process: None, dvc_in_process: None, dvc_run: Callable[..., None], tmp_path: Path,
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, shell: Callable[..., str],
 ) -> None:  # fmt: skip
     dvc_run("repro", "-q")

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -190,7 +189,7 @@ def test_a_remote_that_is_missing_is_said_before_anything_runs(config: str, word
 
 
 @pytest.mark.slow
-def test_the_branch_can_be_checked_out_and_reproduced(project: Path, dvc_run: Callable[..., None], shell: Shell) -> None:
+def test_the_branch_can_be_checked_out_and_reproduced(project: Path, dvc_run: Callable[..., str], shell: Shell) -> None:
     """DVC does not save an out of which git tracks a file."""
     dvc_run("repro", "-q")
     shell("git", "add", ".", cwd=project)
@@ -206,7 +205,7 @@ def test_the_branch_can_be_checked_out_and_reproduced(project: Path, dvc_run: Ca
     (project / "in.txt").write_text("0.7\n")
     dvc_run("repro", "-q")
     assert json.loads((project / "reports/metrics.json").read_text())["edit_success"]["emuedit"]["overall"] == 0.7
-    assert shell(sys.executable, "-m", "dvc", "status", "--json", cwd=project).strip() == "{}"
+    assert dvc_run("status", "--json").strip() == "{}"
     publication.publish(dvc_graph.read(project), False, "next", {"a": 1}, "person: a")
     assert "0.7" in shell("git", "show", "next:metrics/reports/metrics.json", cwd=project)
 

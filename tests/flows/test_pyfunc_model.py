@@ -87,6 +87,7 @@ def test_the_model_answers_where_the_project_is_not_installed(
     elsewhere.mkdir()
     program = f"PROJECT = {str(ROOT)!r}{ELSEWHERE}"
     environment = {"PYTHONPATH": "", "MLFLOW_TRACKING_URI": store, "HF_HUB_OFFLINE": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    environment["OMP_NUM_THREADS"] = "1"  # more threads only cost time, for networks this small
     process = subprocess.run([sys.executable, "-c", program], cwd=elsewhere, env=environment, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr[-3000:]
     answer = json.loads(process.stdout.splitlines()[-1])

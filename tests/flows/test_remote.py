@@ -7,7 +7,7 @@ import pytest
 
 @pytest.mark.slow
 def test_two_clones_share_the_remote_without_configuration(
-    project: Path, dvc_run: Callable[..., None], shell: Callable[..., str], tmp_path: Path
+    project: Path, dvc_run: Callable[..., str], shell: Callable[..., str], tmp_path: Path
 ) -> None:
     dvc_run("repro", "-q")
     shell("git", "add", "-A", cwd=project)
@@ -20,5 +20,5 @@ def test_two_clones_share_the_remote_without_configuration(
     assert not (second / "models/editor").exists()
     shell(sys.executable, "-m", "dvc", "pull", "-q", cwd=second)
     assert (second / "models/editor/weights.safetensors").read_text() == "0.5"
-    assert shell(sys.executable, "-m", "dvc", "status", "--json", cwd=second).strip() == "{}"
+    assert dvc_run("status", "--json", root=second).strip() == "{}"
     assert shell("git", "status", "--porcelain", cwd=second) == ""

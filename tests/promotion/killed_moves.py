@@ -1,4 +1,4 @@
-"""A process that has imported MLflow and is forked for each move that a test has killed: the import takes five seconds of a core.
+"""A process that has imported MLflow and is forked for each move that a test has killed: the imports take five seconds of a core.
 
 It never opens a database, since a connection must not be used by a fork.
 """
@@ -11,6 +11,11 @@ import sys
 import traceback
 from typing import Any, Literal
 
+NAMES = (
+    "mlflow.tracking", "emuedit.tracking.alias_moves",
+    "mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store", "alembic.command",
+)  # fmt: skip
+"""Modules that a move imports, the last three with the first use of a database."""
 Place = Literal["queue", "before the aliases", "between the aliases"]
 """Where in a move its process is killed."""
 
@@ -19,7 +24,7 @@ def serve() -> None:
     """For each line of the input, a JSON object with the arguments of `_move`, print the exit status of a fork that does it."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever else is printed goes to the errors
-    for name in ("mlflow.tracking", "emuedit.tracking.alias_moves"):
+    for name in NAMES:
         importlib.import_module(name)
     for line in sys.stdin:
         process = os.fork()

@@ -17,6 +17,7 @@ from emuedit.stages import train
 from emuedit.training import starting_point
 from emuedit.training.optim.optimization import STATE_FILE
 from tests.stages.workspace import load_params, skip_estimates
+from tests.warm_server import fork_launchers
 from toyworld.edits import exact_dataset
 
 TWO_PROCESSES = """\
@@ -161,8 +162,9 @@ def test_of_several_machines_the_first_one_alone_publishes(tmp_path: Path, capsy
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("no_mlflow")
-def test_processes_of_a_config_file_train_like_one(tmp_path: Path, capsys: Any) -> None:
+def test_processes_of_a_config_file_train_like_one(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """They publish an editor whose weights differ from those of one process by rounding."""
+    fork_launchers(monkeypatch)
     values = {"start": "base_model", "device": "cpu", "dtype": "float32", "batch_size": 4, "steps": 3, "warmup_steps": 1}
     values |= {"stored_dtype": "float32", "preview": None, "processes": 1}
     weights = []

@@ -9,6 +9,7 @@ from emuedit.training.accelerate_launch import LaunchConfig, LaunchConfigError, 
 from emuedit.training.distributed import DistributedError, TrainingProcesses
 from tests.repository import ROOT
 from tests.training.light_processes import check_ranks, die_in_process, write_rank, write_rank_and_die, write_rank_and_fail
+from tests.warm_server import fork_launchers
 
 
 @pytest.fixture
@@ -29,8 +30,11 @@ def test_processes_of_accelerate_launch_work_together_and_explain_their_failures
 
 
 @pytest.mark.slow
-def test_a_process_of_accelerate_launch_that_is_killed_counts_as_out_of_memory(tmp_path: Path, accelerate_config: Path) -> None:
+def test_a_process_of_accelerate_launch_that_is_killed_counts_as_out_of_memory(
+    tmp_path: Path, accelerate_config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """So that it is repeated with smaller passes; the other process fails by a lost connection."""
+    fork_launchers(monkeypatch)
     message = r"^a training process died \(process 1 by SIGKILL, perhaps because memory ran out\)$"
     with pytest.raises(DistributedError, match=message) as error:
         run_accelerate(accelerate_config, write_rank_and_die, str(tmp_path))
@@ -39,7 +43,10 @@ def test_a_process_of_accelerate_launch_that_is_killed_counts_as_out_of_memory(t
 
 
 @pytest.mark.slow
-def test_a_single_process_of_accelerate_launch_that_is_killed_counts_as_out_of_memory(tmp_path: Path) -> None:
+def test_a_single_process_of_accelerate_launch_that_is_killed_counts_as_out_of_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fork_launchers(monkeypatch)
     config = tmp_path / "one.yaml"
     config.write_text("compute_environment: LOCAL_MACHINE\ndistributed_type: 'NO'\nnum_processes: 1\nuse_cpu: true\n")
     with pytest.raises(DistributedError, match=r"died \(process 0 by SIGKILL") as error:

@@ -64,6 +64,7 @@ def run(params: InversionParams, root: Path) -> Summary:
     n_passes = batch_divisor()
     if n_passes > 1:
         print(f"inversion: ran out of memory; retrying with {n_passes} passes per step", flush=True)
+        sampler.max_pixels_per_batch //= n_passes
     examples, held_out = encode_benchmark(sampler, edits, params, n_passes)
     scratch = scratch_folder(root, "inversion", work_key("inversion", recorded, root))
     with Tracker(scratch, "inversion", params.model_dump(mode="json")) as tracker:

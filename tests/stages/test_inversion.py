@@ -108,11 +108,14 @@ def test_an_inversion_that_ran_out_of_memory_has_smaller_passes(
     published: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     params, pictures_at_once, encode = make_params(steps=1, n_examples=15, n_held_out=2), [], FrozenParts.encode
+    monkeypatch.setattr(sampling, "MAX_PIXELS_PER_BATCH", 2 * 64**2)
     monkeypatch.setattr(FrozenParts, "encode", lambda parts, x: (pictures_at_once.append(len(x)), encode(parts, x))[1])
     inversion.run(params, published)
     monkeypatch.setenv(MEMORY_ENV, "1")
     inversion.run(params, published)
-    assert pictures_at_once == [30, 30, 2, 2] + [15] * 4 + [1] * 4, "15 examples and their mirrored copies, 2 held out"
+    learned_from, held_out, edited = [30, 30], [2, 2], [2]
+    smaller = [15] * 4 + [1] * 4 + [1, 1]
+    assert pictures_at_once == learned_from + held_out + edited + smaller, "15 examples, their mirrored copies, and 2 held out"
     assert "inversion: ran out of memory; retrying with 2 passes per step" in capsys.readouterr().out
 
 

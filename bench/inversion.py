@@ -2,7 +2,7 @@
 
 `uv run python bench/inversion.py [--quick]` writes `bench/results/inversion.json` and `inversion.png`; its last line is the same
 JSON. The editor is the toy world's base editor, which was not trained on the tasks. All methods get the same examples; success is
-the toy world's judge on 32 other edits. Finished entries are stored in `scratch/bench/inversion/`, from which the same command
+the toy world's judge on 96 other edits. Finished entries are stored in `scratch/bench/inversion/`, from which the same command
 resumes, as long as editor, settings and code are the same.
 
 - `zero_shot`: the editor's task with the lowest loss on the examples, without training;
@@ -50,7 +50,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "textual_inversion": {},
 }
 STEPS, QUICK_STEPS = 300, 2
-EDITS, QUICK_EDITS = 32, 4
+EDITS, QUICK_EDITS = 96, 4
 CODE = (
     "toyworld/edits", "toyworld/scenes", "emuedit/core", "emuedit/models", "emuedit/training", "emuedit/editor",
     "emuedit/metrics", "bench/inversion.py", "bench/harness/textual_inversion.py",
@@ -63,7 +63,7 @@ HELD_OUT = 8
 
 
 def run(folder: Path, task: str, method: str, n: int, seed: int, quick: bool) -> tuple[dict[str, Any], np.ndarray]:
-    """Learn a task from n examples by a method: (results, outputs); outputs are uint8 [32, H, W, 3]."""
+    """Learn a task from n examples by a method: (results, outputs); outputs are uint8 [N, H, W, 3]."""
     sampler = sampling.load(folder, Runtime.choose("auto", "float32"))
     params = config.read_yaml(command.ROOT / config.PARAMS_FILE)
     weights = LossWeights.model_validate_json(json.dumps(params["inversion"]["loss_weights"]))

@@ -21,8 +21,8 @@ from emuedit.training.batches.latent_files import EncodeShards, EncodingJob, enc
 from emuedit.training.batches.pair_encoding import ImageEncoder
 
 MIN_PAIRS = {"cpu": 2000, "cuda": 2000}
-"""Device -> fewest missing pairs for which processes are started. Ours: on a CPU a pair of the toy world takes 0.03 s of a core, the
-730 pairs of its default 22 s, of which two processes save a few; a process that imports torch and diffusers takes 12 s of a core.
+"""Device -> fewest missing pairs for which processes are started. Ours: on a CPU a pair of the toy world takes 0.03 s of a core,
+the 730 pairs of its default 22 s, of which two processes save a few; a process that imports torch and diffusers takes 12 s.
 For a GPU it was not measured."""
 
 

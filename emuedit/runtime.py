@@ -5,11 +5,13 @@ Every random number comes from `seed_for` with keys that describe its use, such 
 """
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import numpy as np
+from pydantic import AfterValidator
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +35,8 @@ class Runtime:
         On cuda that is bfloat16, on mps float32. On a CPU it is bfloat16 only where `number_format.probe` finds it faster
         than float32 and correct. Raises ValueError for an unknown value and for a device that this machine does not have.
         """
-        check_names(device, dtype)
+        check_device(device)
+        check_dtype(dtype)
         kind = device.split(":")[0]
         present = _present_devices()
         if device == "auto":
@@ -70,12 +73,24 @@ class Runtime:
         return torch.autocast(self.torch_device.type, self.torch_dtype, enabled=self.dtype != "float32")
 
 
-def check_names(device: str, dtype: str) -> None:
-    """Raise ValueError for a device or number format of unknown name, whether or not this machine has the device."""
-    if device.split(":")[0] not in ("auto", *_DEVICES):
-        raise ValueError(f"want device 'auto', {_quoted(_DEVICES)} (or 'cuda:1'); got {device!r}")
-    if dtype not in ("auto", *_DTYPES):
-        raise ValueError(f"want dtype 'auto', {_quoted(_DTYPES)}; got {dtype!r}")
+def check_device(name: str) -> str:
+    """The name of a device, whether or not this machine has it. Raises ValueError for an unknown one."""
+    if not re.fullmatch(rf"auto|{'|'.join(_DEVICES)}|cuda:[0-9]+", name):
+        raise ValueError(f"want device 'auto', {_quoted(_DEVICES)} (or 'cuda:1'); got {name!r}")
+    return name
+
+
+def check_dtype(name: str) -> str:
+    """The name of a number format. Raises ValueError for an unknown one."""
+    if name not in ("auto", *_DTYPES):
+        raise ValueError(f"want dtype 'auto', {_quoted(_DTYPES)}; got {name!r}")
+    return name
+
+
+Device = Annotated[str, AfterValidator(check_device)]
+"""A device in params: auto, cuda, mps or cpu, or a GPU with its number, such as cuda:1."""
+Dtype = Annotated[str, AfterValidator(check_dtype)]
+"""A number format in params: auto, float32, bfloat16 or float16."""
 
 
 def seed_for(*keys: str | int) -> int:

@@ -1,11 +1,14 @@
+import importlib
 import subprocess
 import sys
 import tracemalloc
+from typing import get_type_hints
 from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from pydantic import TypeAdapter, ValidationError
 
 from emuedit import number_format
 from emuedit.number_format import ProbeResult
@@ -110,3 +113,22 @@ def test_devices_and_number_formats_that_are_not_there_are_refused() -> None:
             Runtime.choose("gpu")
         with pytest.raises(ValueError, match="want dtype 'auto'"):
             Runtime.choose("cpu", "fp16")
+        for name in ("cuda:", "cuda:x", "cpu:0", "auto:1", ""):
+            with pytest.raises(ValueError, match="want device 'auto'"):
+                Runtime.choose(name)
+
+
+@pytest.mark.parametrize("stage", ["pairs", "router", "validation", "train", "inversion", "evaluation"])
+def test_the_params_of_a_stage_refuse_an_unknown_device(stage: str) -> None:
+    """Before, it was found when the stage started."""
+    params = importlib.import_module(f"emuedit.stages.{stage}")
+    field = TypeAdapter(get_type_hints(getattr(params, f"{stage.title()}Params"), include_extras=True)["device"])
+    assert field.validate_python("cuda:7") == "cuda:7"
+    with pytest.raises(ValidationError, match=r"want device 'auto', 'cuda', 'mps', 'cpu' \(or 'cuda:1'\); got 'gpu'"):
+        field.validate_python("gpu")
+
+
+@pytest.mark.slow
+def test_the_package_runs_as_the_command() -> None:
+    process = subprocess.run([sys.executable, "-m", "emuedit", "--help"], capture_output=True, text=True, check=True)
+    assert process.stdout.startswith("usage: emuedit ")

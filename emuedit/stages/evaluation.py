@@ -30,7 +30,7 @@ from emuedit.models import clip, dino
 from emuedit.models.clip import ClipScorer
 from emuedit.models.dino import DinoScorer
 from emuedit.progress import Progress
-from emuedit.runtime import Runtime
+from emuedit.runtime import Device, Runtime
 from emuedit.stages import batch_divisor, stage_main
 from emuedit.tasks import get_task
 
@@ -60,7 +60,7 @@ class EvaluationParams(config.Params):
     others, e.g. for words that are new."""
     split: str = "held_out"
     """Split of the benchmark, not used in training."""
-    device: str = "auto"
+    device: Device = "auto"
     """Device of the networks: auto, cuda, mps or cpu."""
     dtype: str = "auto"
     """Number format of the editor: auto, float32, bfloat16 or float16."""

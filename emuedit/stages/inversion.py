@@ -16,7 +16,7 @@ from emuedit.editor.sampling import EditSampler
 from emuedit.editor.settings import EditSettings
 from emuedit.metrics import benchmark
 from emuedit.metrics.benchmark import Benchmark
-from emuedit.runtime import Runtime
+from emuedit.runtime import Device, Runtime
 from emuedit.stages import batch_divisor, stage_main
 from emuedit.tracking import Tracker
 from emuedit.training.batches.batch import Batch
@@ -39,7 +39,7 @@ class InversionParams(InversionSettings):
     """The world; only its `benchmark` is used."""
     enabled: bool = True
     """Whether to learn a task; false if the benchmark has no examples. Users can also add tasks with `emuedit learn`."""
-    device: str = "auto"
+    device: Device = "auto"
     """Device: auto, cpu, cuda or mps."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of the network's computations: auto, float32 or bfloat16 (autocast)."""

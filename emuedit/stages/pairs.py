@@ -20,7 +20,7 @@ from emuedit.data.publish import Summary, publish, read_folder, scratch_folder, 
 from emuedit.data.records import Instruction, Pair
 from emuedit.processes import prepare_workers
 from emuedit.progress import Progress
-from emuedit.runtime import Runtime, check_names
+from emuedit.runtime import Device, Dtype, Runtime
 from emuedit.stages import batch_divisor, halved, stage_main
 from emuedit.synthesis import strategy
 from emuedit.synthesis.candidate import SynthesisParams, source_key
@@ -54,27 +54,15 @@ class PairsError(ValueError):
 class PairsParams(SynthesisParams):
     """Params of the stage."""
 
-    device: str = "auto"
+    device: Device = "auto"
     """Device of the networks: auto, cuda, mps or cpu, or a GPU with its number, such as cuda:1. With workers of kind ray, the
     devices of the cluster count, without a number."""
-    dtype: str = "auto"
+    dtype: Dtype = "auto"
     """Number format of the base model: auto, float32, bfloat16 or float16."""
     instructions_per_shard: int = Field(48, ge=1)
     """Instructions per shard, the unit of work for restarts."""
     workers: Workers = LocalWorkers()
     """Workers that make the shards; they do not affect the result."""
-
-    @field_validator("device")
-    @classmethod
-    def _check_device(cls, device: str) -> str:
-        check_names(device, "auto")
-        return device
-
-    @field_validator("dtype")
-    @classmethod
-    def _check_dtype(cls, dtype: str) -> str:
-        check_names("auto", dtype)
-        return dtype
 
     @field_validator("workers")
     @classmethod

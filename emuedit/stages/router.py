@@ -36,7 +36,7 @@ from emuedit.predictor.non_instructions import NON_INSTRUCTIONS, load_non_instru
 from emuedit.predictor.task_predictor import NO_EDIT, TaskPredictor
 from emuedit.predictor.wording_noise import WordingNoise, gibberish, vary
 from emuedit.progress import Progress
-from emuedit.runtime import Runtime, rng, sample, seed_for
+from emuedit.runtime import Device, Runtime, rng, sample, seed_for
 from emuedit.stages import batch_divisor, stage_main
 from emuedit.tasks import TASKS
 from emuedit.tracking import Tracker
@@ -82,7 +82,7 @@ class RouterParams(config.Params):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of T5's weights, in training and in the saved model; auto: bfloat16 with adapters, else float32. T5
     overflows in float16."""
-    device: str = "auto"
+    device: Device = "auto"
     """Where it trains: auto, cpu, cuda or mps."""
     batch_size: int = Field(128, ge=1)
     """Instructions per step."""

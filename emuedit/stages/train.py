@@ -24,7 +24,7 @@ from emuedit.editor import checkpoint
 from emuedit.editor.settings import EditSettings
 from emuedit.processes import prepare_workers
 from emuedit.progress import waiting
-from emuedit.runtime import Runtime
+from emuedit.runtime import Device, Runtime
 from emuedit.stages import batch_divisor, stage_main
 from emuedit.training import starting_point, training_checks
 from emuedit.training.accelerate_launch import LaunchConfig, run_accelerate
@@ -77,7 +77,7 @@ class TrainParams(TrainSettings):
     """Number of pairs stored with the editor as a replay sample; 0: none, e.g. if images must not be shared."""
     preview: PreviewParams | None = PreviewParams()
     """Sample edits during training; null: none."""
-    device: str = "auto"
+    device: Device = "auto"
     """Device: auto, cpu, cuda or mps."""
     processes: int = Field(0, ge=0)
     """Processes on this machine that share a batch; 0: one per core or GPU, limited to a divisor of the batch size."""

@@ -30,7 +30,7 @@ from emuedit.data_checks.reference_profile import CHAMPION
 from emuedit.data_checks.text_measures import TextSettings
 from emuedit.data_checks.validation_report import ReportedData
 from emuedit.models import clip
-from emuedit.runtime import Runtime
+from emuedit.runtime import Device, Runtime
 from emuedit.stages import batch_divisor, stage_main
 
 PAIRS, DATASET, INSTRUCTIONS, OUT = "data/pairs", "data/dataset", "data/instructions", "reports/validation"
@@ -79,7 +79,7 @@ class ValidationParams(config.Params):
     """Number of kept pairs whose images are checked."""
     sample_shards: int = Field(64, ge=1)
     """Maximum number of shards to sample from: all images of a sampled shard are read."""
-    device: str = "auto"
+    device: Device = "auto"
     """Device of CLIP: auto, cpu, cuda or mps."""
 
     @property
@@ -114,7 +114,7 @@ def run(params: ValidationParams, root: Path) -> Summary:
     validation_report.write(scratch, data, results)
     if breaches := [result for result in results if result.is_breach]:
         explanation = _explain(breaches, params.accept)
-        if not _goes_on(params.on_breach, explanation):
+        if not _continues(params.on_breach, explanation):
             _show(scratch, root / OUT)
             raise BreachError(explanation)
     (scratch / PASSED).write_text(json.dumps({"passed": True}) + "\n", encoding="utf-8")
@@ -146,7 +146,7 @@ def _wanted_tasks(root: Path, dataset: Summary) -> set[str]:
     return written | {key.removesuffix(".pairs") for key in dataset.counts if key.endswith(".pairs")}
 
 
-def _goes_on(on_breach: str, explanation: str) -> bool:
+def _continues(on_breach: str, explanation: str) -> bool:
     """Whether to continue despite breaches; asks on a terminal if configured."""
     if on_breach == "ask" and sys.stdin.isatty():
         print(explanation, file=sys.stderr, flush=True)

@@ -18,7 +18,7 @@ from emuedit.core.soft_mask import blur
 
 SIGMA_PX = 1.0
 EDGE_LOW, EDGE_HIGH = 0.5, 0.9
-"""Filtered change of the pixels that are kept, and of those that are edited; between them, both are blended. Ours."""
+"""Filtered change of pixels that are kept and of pixels that are edited, as fractions of alpha. Ours."""
 
 
 def exceeds_threshold(before: Tensor, after: Tensor, alpha: float, sigma_px: float = SIGMA_PX) -> Tensor:
@@ -30,8 +30,9 @@ def exceeds_threshold(before: Tensor, after: Tensor, alpha: float, sigma_px: flo
 
 
 def edge_aware_weight(image: Tensor, before: Tensor, after: Tensor, alpha: float, radius_px: int) -> Tensor:
-    """Weight of the edit, [1, H, W] in [0, 1]: 0 where it changes less than about alpha, along the edges of the image.
+    """Weight of the edit, [1, H, W] in [0, 1], whose borders follow the edges of the image.
 
+    In an area of equal change it is 0 up to a change of EDGE_LOW alpha, 1 from EDGE_HIGH alpha on, and linear between them.
     image, before, after: [3, H, W] in [-1, 1]; d is the change from `before`, the image or its reconstruction. min(d / alpha, 1),
     filtered with the image as the guide (`guided_filter`, windows of `radius_px`), is mapped linearly from
     [EDGE_LOW, EDGE_HIGH] to [0, 1]. Raises ValueError for images of different or wrong shapes.

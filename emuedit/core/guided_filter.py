@@ -18,15 +18,28 @@ def guided_filter(guide: Tensor, values: Tensor, radius_px: int, epsilon: float 
     if guide.ndim != 3 or values.shape != (1, *guide.shape[1:]) or len(guide) != 3:
         raise ValueError(f"want a guide [3, H, W] and values [1, H, W], got {tuple(guide.shape)} and {tuple(values.shape)}")
 
-    def mean(planes: Tensor) -> Tensor:  # [..., H, W]
-        flat = planes.reshape(-1, 1, *planes.shape[-2:])
-        return F.avg_pool2d(flat, 2 * radius_px + 1, 1, radius_px, count_include_pad=False).view(planes.shape)
+    def mean(planes: Tensor) -> Tensor:
+        """Means over the windows, [C, H, W]."""
+        rows = F.avg_pool2d(planes[:, None], (1, 2 * radius_px + 1), 1, (0, radius_px), count_include_pad=False)
+        return F.avg_pool2d(rows, (2 * radius_px + 1, 1), 1, (radius_px, 0), count_include_pad=False)[:, 0]
 
-    I, p = guide.double(), values[0].double()  # noqa: E741  the covariance is a difference of nearly equal numbers
+    I, p = guide.double(), values.double()  # noqa: E741  double: the covariance is a difference of nearly equal numbers
     mean_I, mean_p = mean(I), mean(p)
-    covariance = mean(I[:, None] * I[None]) - mean_I[:, None] * mean_I[None]  # [3, 3, H, W]
-    covariance += epsilon * torch.eye(3, dtype=I.dtype, device=I.device)[..., None, None]
-    with_values = mean(I * p) - mean_I * mean_p  # [3, H, W]
-    a = torch.linalg.solve(covariance.permute(2, 3, 0, 1), with_values.permute(1, 2, 0)[..., None])[..., 0].permute(2, 0, 1)
-    b = mean_p - (a * mean_I).sum(0)
-    return ((mean(a) * I).sum(0) + mean(b))[None].to(values.dtype)
+    first, second = torch.triu_indices(3, 3).tolist()  # of the six different entries of Cov(I)
+    covariance = mean(I[first] * I[second]) - mean_I[first] * mean_I[second]
+    covariance += epsilon * torch.eye(3, dtype=I.dtype, device=I.device)[first, second].view(6, 1, 1)
+    a = _solve_symmetric(covariance, mean(I * p) - mean_I * mean_p)
+    b = mean_p - (a * mean_I).sum(0, keepdim=True)
+    return ((mean(a) * I).sum(0, keepdim=True) + mean(b)).to(values.dtype)
+
+
+def _solve_symmetric(matrix: Tensor, vector: Tensor) -> Tensor:
+    """x with M x = v in every pixel, by the adjugate of M. matrix: upper triangle by rows, [6, H, W]; vector, x: [3, H, W]."""
+    xx, xy, xz, yy, yz, zz = matrix
+    adjugate = [
+        [yy * zz - yz * yz, xz * yz - xy * zz, xy * yz - xz * yy],
+        [xz * yz - xy * zz, xx * zz - xz * xz, xy * xz - xx * yz],
+        [xy * yz - xz * yy, xy * xz - xx * yz, xx * yy - xy * xy],
+    ]
+    determinant = xx * adjugate[0][0] + xy * adjugate[0][1] + xz * adjugate[0][2]
+    return torch.stack([sum(entry * v for entry, v in zip(row, vector, strict=True)) / determinant for row in adjugate])

@@ -59,7 +59,8 @@ def _caption_problems(reference: str, root: Path) -> Iterator[str]:
         yield from _function_problems(reference, root, "captions")
 
 
-def _model_problems(reference: str, root: Path) -> Iterator[str]:
+def model_problems(reference: str, root: Path) -> Iterator[str]:
+    """Problems of the name of a model: a folder with incomplete files, and what is neither a folder nor a hub id."""
     file = find_file(reference, root)
     if file.is_file():
         yield f"want a folder or hub id, got {model_sources.describe_file(reference)}"
@@ -81,7 +82,7 @@ def _checkpoint_problems(reference: str, root: Path) -> Iterator[str]:
         if problem := model_files.checkpoint_problem(file):
             yield f"{reference}: {problem}; copy or download it again"
     elif file.is_dir():
-        yield from _model_problems(reference, root)
+        yield from model_problems(reference, root)
     else:
         yield f"want an existing file or folder, got {reference!r}{_hint(reference, root)}"
 
@@ -100,7 +101,7 @@ def _llm_problems(reference: str, root: Path) -> Iterator[str]:
         return
     module, colon, function = reference.partition(":")
     if not colon:
-        yield from _model_problems(reference, root)
+        yield from model_problems(reference, root)
         return
     file = module.replace(".", "/") + ".py"
     if find_file(file, root).exists():  # other modules may be installed; only an import would tell
@@ -146,7 +147,7 @@ def _benchmark_problems(reference: str, root: Path) -> Iterator[str]:
 
 _CHECKS: dict[str, Callable[[str, Path], Iterator[str]]] = {
     "captions": _caption_problems,
-    **dict.fromkeys(_MODELS, _model_problems),
+    **dict.fromkeys(_MODELS, model_problems),
     "segmenter": _checkpoint_problems,  # replaces that of _MODELS
     "llm": _llm_problems,
     "annotators": partial(_function_problems, function="annotate"),

@@ -7,7 +7,7 @@ Every source is a path below the project root, so that DVC can hash it. A hub da
 pins its commit.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -86,6 +86,12 @@ def read_batches(
         yield start, batch
 
 
+def check_kind(source: Path) -> None:
+    """Raise CaptionSourceError for a file whose suffix is not one of SUFFIXES."""
+    if not source.is_dir() and source.suffix not in SUFFIXES:
+        raise CaptionSourceError(f"want a caption source {', '.join(SUFFIXES)}, or a dataset's folder; got {source}")
+
+
 def count_rows(source: Path, n_rows: int) -> int | None:
     """Number of rows that `read_batches` gives, at most `n_rows`; None for a dataset, whose rows are not counted.
 
@@ -117,14 +123,15 @@ def _read_texts(source: Path, split: str, column: str, images: CaptionImages | N
             continue
         if is_first and column not in row:
             got = f"{sorted(row)} in row {number}"
-            raise CaptionSourceError(f"want key {column!r} in {source}, got {got}; {_COLUMN_ADVICE}")
+            raise CaptionSourceError(f"want key {column!r} in {source}, got {got}; {_column_advice(column, row)}")
         if is_first and not isinstance(row[column], str | None):
             raise CaptionSourceError(
                 f"want text in {column!r} of {source}, got {str(row[column])[:_SHOWN_CHARS]!r} in row {number}; {_COLUMN_ADVICE}"
             )
         if is_first and image_column is not None and image_column not in row:
             got = f"{sorted(row)} in row {number}"
-            raise CaptionSourceError(f"want key {image_column!r} in {source}, got {got}; set captions.image_column")
+            advice = _column_advice(image_column, row, "set captions.image_column")
+            raise CaptionSourceError(f"want key {image_column!r} in {source}, got {got}; {advice}")
         is_first = False
         text = _check_value(row[column]) if column in row else BadRow.of("no_column", str(row))
         if images is None or not isinstance(text, str):
@@ -132,6 +139,12 @@ def _read_texts(source: Path, split: str, column: str, images: CaptionImages | N
         else:
             file = images.file_of(row.get(images.column), text)
             yield file if isinstance(file, BadRow) else CaptionedImage(text, file)
+
+
+def _column_advice(column: str, columns: Iterable[str], advice: str = _COLUMN_ADVICE) -> str:
+    """Advice for a missing column, which names one that differs in case and spaces only."""
+    name = text_tables.similar_name(column, columns)
+    return f"{advice}; did you mean {name!r}?" if name else advice
 
 
 def _check_value(value: Any) -> str | BadRow | None:
@@ -145,6 +158,7 @@ def _check_value(value: Any) -> str | BadRow | None:
 
 def _read_table(source: Path, split: str, column: str, image_column: str | None) -> Iterator[dict[str, Any] | BadRow]:
     """Rows as dicts. From Parquet files and datasets, only these columns are read, if they exist."""
+    check_kind(source)
     columns = [column] if image_column is None else [column, image_column]
     if source.is_dir() or source.suffix == ".yaml":
         return _read_dataset(source, split, columns)
@@ -152,15 +166,15 @@ def _read_table(source: Path, split: str, column: str, image_column: str | None)
         names, _ = text_tables.parquet_shape(source)
         for name, advice in ((column, _COLUMN_ADVICE), (image_column, "set captions.image_column in params.yaml")):
             if name is not None and name not in names:  # before any image is read
-                raise CaptionSourceError(f"want key {name!r} in {source}, got {sorted(names)}; {advice}")
+                raise CaptionSourceError(
+                    f"want key {name!r} in {source}, got {sorted(names)}; {_column_advice(name, names, advice)}"
+                )
         if image_column is not None:
             return text_tables.read_parquet(source, columns, _ROWS_WITH_IMAGES)
         return text_tables.read_parquet(source, columns)
     if source.suffix == ".csv":
         return text_tables.read_csv(source)
-    if source.suffix == ".jsonl":
-        return text_tables.read_jsonl(source, columns)
-    raise CaptionSourceError(f"want a caption source {', '.join(SUFFIXES)}, or a dataset's folder; got {source}")
+    return text_tables.read_jsonl(source, columns)
 
 
 def _read_dataset(source: Path, split: str, columns: list[str]) -> Iterator[dict[str, Any]]:

@@ -1,4 +1,7 @@
-"""Read a table of edits of images, `edits.csv`. A row that cannot be read, or has too few or too many cells, is an error."""
+"""Read a table of edits of images, `edits.csv`. A row that cannot be read, or has too few or too many cells, is an error.
+
+Names of columns may differ in case and spaces: `Input Caption` is read as `input_caption`.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,20 +18,27 @@ _ADVICE = {
 
 
 def read_edit_table(file: Path, required: Sequence[str]) -> list[dict[str, str]]:
-    """The rows of a table, without spaces around the values; the first is in line 2 unless values span lines.
+    """The rows of a table, with the names of `text_tables.normal_name` and without spaces around the values.
 
-    Raises TableError, which names file, line and column, for an empty table, missing columns and unreadable rows.
+    The first row is in line 2 unless values span lines. Raises TableError, which names file, line and column, for an empty table,
+    missing columns, two columns with the same normal name, and unreadable rows.
     """
     rows = list(text_tables.read_csv(file))
     columns: list[str] = next((list(row) for row in rows if isinstance(row, dict)), [])
-    missing = [name for name in required if name not in columns]
+    names = {column: text_tables.normal_name(column) for column in columns}
+    missing = [name for name in required if name not in names.values()]
     if columns and missing:
-        advice = "; separate the columns by commas" if any(mark in columns[0] for mark in ";\t") else ""
-        raise TableError(f"{file}: want the columns {', '.join(required)}, got none called {', '.join(missing)}{advice}")
+        advice = "separate the columns by commas" if any(mark in columns[0] for mark in ";\t") else "add or rename columns"
+        raise TableError(
+            f"{file}: want the columns {', '.join(required)}, got none called {', '.join(missing)} among {', '.join(columns)}; "
+            f"{advice}"
+        )
+    if len(set(names.values())) < len(names):
+        raise TableError(f"{file}: want names of columns that differ in more than case and spaces, got {', '.join(columns)}")
     problems = [f"line {line}: {_problem(row)}" for line, row in enumerate(rows, start=2) if isinstance(row, BadRow)]
     if problems or not rows:
         raise TableError(f"{file}: {join_problems(problems) or 'want rows, got none'}")
-    return [{name: str(value).strip() for name, value in row.items()} for row in rows if isinstance(row, dict)]
+    return [{names[column]: str(value).strip() for column, value in row.items()} for row in rows if isinstance(row, dict)]
 
 
 def join_problems(problems: Sequence[str]) -> str:

@@ -2,12 +2,13 @@
 
     examples/edits.csv        image, result, instruction: image file names and the instruction; optional: input_caption,
                               output_caption
-or  examples/before/*, examples/after/*, with equal names; the instructions are given separately
+or  examples/before/*, examples/after/*, with equal names, or with names that are equal without their suffixes and unique so; the
+    instructions are given separately
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from emuedit.data.edit_table import join_problems, read_edit_table
 from emuedit.data.text_tables import TableError
 
 TABLE, BEFORE, AFTER = "edits.csv", "before", "after"
+_SHOWN = 5
 COLUMNS = ("image", "result", "instruction")
 NOISE_LEVELS = 12
 """Largest difference of a pixel, of 255 levels, that may be JPEG noise. Ours."""
@@ -61,19 +63,34 @@ def read_examples(folder: Path, instructions: Sequence[str] = ()) -> list[Exampl
         if instructions:
             raise ExampleError(f"{folder / TABLE} has an instruction for each example; omit --instruction")
         return _read_table(folder)
-    names = {part: {file.name for file in (folder / part).glob("[!.]*") if file.is_file()} for part in (BEFORE, AFTER)}
-    if not names[BEFORE]:
+    before, after = ({file.name for file in (folder / part).glob("[!.]*") if file.is_file()} for part in (BEFORE, AFTER))
+    if not before:
         raise ExampleError(
             f"want {folder / TABLE} with the columns {', '.join(COLUMNS)}, or {BEFORE}/ and {AFTER}/ there; got neither"
         )
-    if unpaired := sorted(names[BEFORE] ^ names[AFTER]):
-        raise ExampleError(f"want equal names in {BEFORE}/ and {AFTER}/ of {folder}, got {', '.join(unpaired[:5])} in one only")
+    after_of = _match_names(before, after)
+    if unpaired := sorted((before - after_of.keys()) ^ (after - set(after_of.values()))):
+        names = f"{', '.join(unpaired[:_SHOWN])}{', ...' if len(unpaired) > _SHOWN else ''}"
+        raise ExampleError(
+            f"want equal names in {BEFORE}/ and {AFTER}/ of {folder}, got {names} in one only; rename or convert them, or list "
+            f"the pairs in {folder / TABLE}"
+        )
     if not instructions:
         raise ExampleError(f"want an instruction for the examples in {folder}: --instruction 'what was done'; got none")
     return [
-        ExampleEdit(folder / BEFORE / name, folder / AFTER / name, instructions[row % len(instructions)])
-        for row, name in enumerate(sorted(names[BEFORE]))
+        ExampleEdit(folder / BEFORE / name, folder / AFTER / after_of[name], instructions[row % len(instructions)])
+        for row, name in enumerate(sorted(before))
     ]
+
+
+def _match_names(before: Set[str], after: Set[str]) -> dict[str, str]:
+    """File name before -> after: equal names, or names with the same stem if no two files of a folder have it."""
+    if before == after:
+        return {name: name for name in before}
+    by_stem = [{Path(name).stem: name for name in names} for names in (before, after)]
+    if any(len(stems) < len(names) for stems, names in zip(by_stem, (before, after), strict=True)):
+        return {name: name for name in before & after}
+    return {name: by_stem[1][stem] for stem, name in by_stem[0].items() if stem in by_stem[1]}
 
 
 def load_pictures(examples: Sequence[ExampleEdit], side_px: int) -> ExamplePictures:

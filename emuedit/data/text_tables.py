@@ -7,7 +7,7 @@ reason, so that a stage drops and counts it. An unreadable file raises TableErro
 import codecs
 import csv
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -151,6 +151,17 @@ def to_rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | BadRow]:
                 yield BadRow("not_utf8", error.object[:_SHOWN_CHARS].decode("utf-8", "replace"))
         return
     yield from rows
+
+
+def normal_name(column: str) -> str:
+    """A column's name in lower case, without outer spaces and with `_` for inner ones: `input_caption` for " Input Caption"."""
+    return "_".join(column.lower().split())
+
+
+def similar_name(column: str, columns: Iterable[str]) -> str | None:
+    """The only one of these columns whose name differs from `column` in no more than case and spaces, or None."""
+    names = [name for name in columns if normal_name(name) == normal_name(column)]
+    return names[0] if len(names) == 1 else None
 
 
 def is_unicode(text: str) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from emuedit.data import image_io
+from emuedit.data.writable_folder import check_writable
 from emuedit.editing.api import Editor, TruncatedInstructionWarning
 from emuedit.editing.edit_turn import Turn
 from emuedit.editing.session import ANIMATION_SUFFIXES, EditSession
@@ -98,7 +99,9 @@ def _replay(options: argparse.Namespace) -> None:
 def _check_out(
     out: Path, image: Path, overwrite: bool | None = None, suffixes: Sequence[str] = image_io.WRITABLE_SUFFIXES
 ) -> None:
-    """Raise ImageError for an output that cannot be written, before the edit starts. Empty `suffixes`: any suffix is valid.
+    """Raise ImageError or FolderError for an output that cannot be written, before the edit starts.
+
+    Empty `suffixes`: any suffix is valid.
 
     `overwrite`: whether the output may be the input image; None: never.
     """
@@ -109,6 +112,8 @@ def _check_out(
         raise image_io.ImageError(f"want an output file, got the folder {out}; name a file in it, such as {out / 'out.png'}")
     if not out.parent.is_dir():
         raise image_io.ImageError(f"want a folder to write to, got none at {out.parent}")
+    if out.is_file() or not out.exists():  # not a special file such as /dev/stdout
+        check_writable(out.resolve().parent)
     if suffixes and out.suffix.lower() not in suffixes:
         raise image_io.ImageError(f"want an output file that ends in {', '.join(suffixes)}; got {out}")
 

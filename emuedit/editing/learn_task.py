@@ -11,6 +11,7 @@ import numpy as np
 
 from emuedit.data import contact_sheet, example_folder
 from emuedit.data.example_folder import ExampleEdit, ExamplePictures
+from emuedit.data.writable_folder import check_writable
 from emuedit.editing.api import Editor
 from emuedit.editor import task_pack
 from emuedit.editor.task_pack import TaskPack
@@ -56,9 +57,11 @@ def learn(editor: Editor, examples: Sequence[ExampleEdit], settings: InversionSe
     """Learn the task `settings.task`, add it to the editor, and write `<task>.safetensors`, `.md` and `.png` to `out`.
 
     `settings.n_examples` and `n_held_out` are as in `Split`. Raises LearnError for the name, ExampleError for the images, and
-    TaskPackError if `out` has another editor's pack of that name; nothing is computed or written then.
+    TaskPackError if `out` has another editor's pack of that name, and FolderError if `out` cannot be written; nothing is computed
+    or written then.
     """
     check_name(settings.task, editor)
+    check_writable(out)
     sampler, file = editor.sampler, out / f"{settings.task}.safetensors"
     task_pack.check_replaceable(file, sampler.fingerprint)
     side_px = editor.settings.resolution or sampler.resolution_px
@@ -119,14 +122,14 @@ def _card(pack: TaskPack, split: Split, file: Path) -> str:
         ""
         if pack.change_threshold is None
         else f"""
-Pixels that an edit changes by less than about {pack.change_threshold:g} (sum over RGB in [0, 1]) keep their values.
+Pixels that an edit changes by less than {pack.change_threshold / 2:g} (sum over RGB in [0, 1]) keep their values.
 """
     )
     wordings = "\n".join(f"- {text}" for text in pack.instructions[:20])
     return f"""\
 # {pack.name}
 
-A task pack for the editor `{pack.base}`: {adapter}, learned from {pack.n_examples} examples
+A task pack for the editor `{pack.editor_fingerprint}`: {adapter}, learned from {pack.n_examples} examples
 in {pack.record["steps"]} steps, starting from the task `{pack.record["start"]}`. The loss {_held_out_words(split)}
 fell from {pack.record["loss_start"]:.4f} to {pack.record["loss"]:.4f}.
 {kept}

@@ -1,17 +1,44 @@
 """What the judge can do with a row of a benchmark's table, see `photo_benchmark`; no image is decoded."""
 
 import filecmp
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from emuedit.data import image_io
 from emuedit.models import clip
-from emuedit.tasks import get_task
+from emuedit.name_hints import closest_match
+from emuedit.tasks import HELD_OUT, TASKS, find_task, get_task
 
 _MAX_ASPECT_ERROR = 0.01
 """Of the aspect ratio of a result with respect to that of its image, if this is more than a pixel."""
+_SHOWN = 5
 _MIN_COMMON_BYTES = 75
 """Captions that differ earlier also differ in CLIP's 77 tokens: a start, an end, and 75 of at least a byte each."""
+
+
+def unknown_tasks(rows: Sequence[Mapping[str, str]]) -> str:
+    """The problem of all rows with unknown tasks, which names the lines of each of them; empty if there are none.
+
+    rows: of the whole table; the first is in line 2.
+    """
+    lines: dict[str, list[int]] = {}
+    for line, row in enumerate(rows, start=2):
+        if find_task(row["task"]) is None:
+            lines.setdefault(row["task"], []).append(line)
+    if not lines:
+        return ""
+    names = [task.name for task in (*TASKS, *HELD_OUT)]
+    parts = [f"{name!r} in {_name_lines(numbers)}{closest_match(name, names)}" for name, numbers in lines.items()]
+    more = f"; and {len(parts) - _SHOWN} more names" if len(parts) > _SHOWN else ""
+    return f"want one of the tasks {', '.join(names)}; got {'; '.join(parts[:_SHOWN])}{more}"
+
+
+def _name_lines(numbers: Sequence[int]) -> str:
+    if len(numbers) == 1:
+        return f"line {numbers[0]}"
+    if len(numbers) <= _SHOWN:
+        return f"lines {', '.join(map(str, numbers))}"
+    return f"lines {', '.join(map(str, numbers[:_SHOWN]))}, ... ({len(numbers)})"
 
 
 def can_be_judged(row: Mapping[str, str], clip_name: str) -> bool:

@@ -5,11 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emuedit import config
+from emuedit import config, reference_check
 from emuedit.data.dependencies import find_file
+from emuedit.data.writable_folder import check_writable
 from emuedit.metrics.benchmark_folder import JUDGE
 from emuedit.models.model_files import base_model_sizes
 from emuedit.training.presets import with_preset
+from emuedit.worlds import model_access
 
 if TYPE_CHECKING:
     from emuedit.metrics.photo_benchmark import JudgeFile, PhotoBenchmark
@@ -19,6 +21,7 @@ _SIZE = 512
 _FEWEST_RESULTS = 4
 """Edits with results from which a task can be calibrated, see `SimilarityJudge.calibrate`."""
 _SHOWN = 10
+_OF_JUDGE = "judge's "
 
 
 def add_commands(commands: Any) -> None:
@@ -38,22 +41,55 @@ def _run(options: argparse.Namespace) -> int:
     from emuedit.metrics import photo_benchmark
 
     rows = photo_benchmark.read_rows(options.folder)  # raises for a folder that is not a benchmark
+    settings, file = _choose_settings(options), options.folder / JUDGE
+    _check_models(settings)
+    if options.calibrate or not file.is_file() or settings != photo_benchmark.read_judge(options.folder):
+        check_writable(options.folder)
     photo_benchmark.check_images(options.folder, rows)
-    settings = _choose_settings(options)
     benchmark = photo_benchmark.PhotoBenchmark(options.folder, settings=settings)
     _print_rows(rows, benchmark)
+    if not benchmark.rows:
+        raise photo_benchmark.BenchmarkError(
+            f"want an edit that can be judged in {options.folder}, got none of {len(rows)}; nothing was written: add results, or "
+            "captions that differ"
+        )
     _print_references(rows, benchmark)
     if options.calibrate:
         settings = benchmark.settings = _calibrate(benchmark)
-    file = options.folder / JUDGE
     if not file.is_file() or settings != photo_benchmark.read_judge(options.folder):
         photo_benchmark.write_judge(options.folder, settings)
     if options.calibrate:
         print(f"\n{file}: bounds of {', '.join(settings.task_bounds) or 'no task'}")
     if tasks := benchmark.uncalibrated_tasks:
-        advice = "" if options.calibrate else "; add --calibrate"
+        advice = "" if options.calibrate else _advise(benchmark)
         print(f"\nuncalibrated, the judge's bounds are not measured: {', '.join(tasks)}{advice}")
     return 0
+
+
+def _check_models(settings: "JudgeFile") -> None:
+    """Print a note if the hub is unreachable. Raises BenchmarkError for models that do not exist or are of another kind."""
+    from emuedit.metrics.photo_benchmark import BenchmarkError
+
+    models, root = {"clip": settings.clip, "dino": settings.dino}, Path()
+    named = ((key, problem) for key, name in models.items() for problem in reference_check.model_problems(name, root))
+    problems, note = [f"{_OF_JUDGE}{key}: {problem}" for key, problem in named], ""
+    if not problems:
+        problems, note = model_access.check(models, root, section=_OF_JUDGE)
+    if problems:
+        raise BenchmarkError("\n".join([*problems, "nothing was written; name the judge's models with --clip and --dino"]))
+    if note:
+        print(f"{note}\n")
+
+
+def _advise(benchmark: "PhotoBenchmark") -> str:
+    """What makes the judge of the uncalibrated tasks a calibrated one."""
+    n_usable = {task: len(rows) for task, rows in _usable_rows(benchmark).items() if task in benchmark.uncalibrated_tasks}
+    if with_few := [task for task, n in n_usable.items() if n < _FEWEST_RESULTS]:
+        edits = f"{_FEWEST_RESULTS} or more edits with different captions of each task"
+        if len(with_few) == len(n_usable):
+            return f"; add a `result` to {edits}, then --calibrate"
+        return f"; add --calibrate, and for {', '.join(with_few)} a `result` to {edits} first"
+    return "; add --calibrate"
 
 
 def _print_rows(rows: Sequence[dict[str, str]], benchmark: "PhotoBenchmark") -> None:
@@ -97,14 +133,20 @@ def _join_lines(lines: Sequence[tuple[int, str]]) -> str:
     return ", ".join(f"{line} ({task})" for line, task in lines[:_SHOWN]) + (", ..." if len(lines) > _SHOWN else "")
 
 
-def _calibrate(benchmark: "PhotoBenchmark") -> "JudgeFile":
-    """The settings with calibrated bounds. Prints the shares that the bounds accept; raises BenchmarkError without any."""
+def _usable_rows(benchmark: "PhotoBenchmark") -> dict[str, list[dict[str, str]]]:
+    """Task -> rows that it can be calibrated from: those with results and different captions."""
     from emuedit.metrics.benchmark_rows import has_equal_captions
-    from emuedit.metrics.photo_benchmark import BenchmarkError
 
     clip = benchmark.settings.clip
     with_results = [row for row in benchmark.rows if row.get("result") and not has_equal_captions(row, clip)]
-    usable = {task: [row for row in with_results if row["task"] == task] for task in benchmark.tasks}
+    return {task: [row for row in with_results if row["task"] == task] for task in benchmark.tasks}
+
+
+def _calibrate(benchmark: "PhotoBenchmark") -> "JudgeFile":
+    """The settings with calibrated bounds. Prints the shares that the bounds accept; raises BenchmarkError without any."""
+    from emuedit.metrics.photo_benchmark import BenchmarkError
+
+    usable = _usable_rows(benchmark)
     needed = f"{_FEWEST_RESULTS} edits with results and different captions"
     if not any(len(rows) >= _FEWEST_RESULTS for rows in usable.values()):
         counts = ", ".join(f"{len(rows)} of {task}" for task, rows in usable.items())
@@ -163,7 +205,7 @@ def _choose_settings(options: argparse.Namespace) -> "JudgeFile":
     present = judge.model_dump(include={"clip", "dino", "size"})
     if present != present | named:
         if JudgeFile(**present) != judge and not options.calibrate:
-            print(f"{file}: the settings changed, so the bounds were removed; add --calibrate\n")
+            print(f"{file}: the settings changed, so the bounds are removed\n")
         return JudgeFile(**present | named)
     if Path(config.PARAMS_FILE).is_file() and (others := _differences(present, _judge_of_params())):
         print(f"{file} differs from {config.PARAMS_FILE}: {others}; change it with the options\n")

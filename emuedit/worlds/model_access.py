@@ -10,6 +10,7 @@ from emuedit.models import model_sources
 from emuedit.models.llm_loading import is_local
 from emuedit.models.model_files import ModelFileError
 from emuedit.models.model_sources import HUB_ID, ModelKind, split_revision
+from emuedit.name_hints import closest_match
 from emuedit.worlds.hub_pins import is_open_clip
 
 _KINDS = {
@@ -27,13 +28,14 @@ _TIMEOUT_S = 10.0
 _NO_ACCESS = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 
 
-def check(models: Mapping[str, str], root: Path, asks_hub: bool = True) -> tuple[list[str], str]:
+def check(models: Mapping[str, str], root: Path, asks_hub: bool = True, section: str = "world.") -> tuple[list[str], str]:
     """(problems, a note if the hub is unreachable, or an empty string). asks_hub: whether to check hub ids, too.
 
-    Reads the manifest file of each folder in `root` and of each hub id. The hub shows a gated model's page and commit to
-    everyone, but its files only to those who accepted its licence. Endpoints and names of open_clip are not checked. A file in
-    place of a folder is a problem, except for the segmenter, which may be a file of weights. Missing or damaged files of a folder
-    are left to `params_check`.
+    models: keys of `world` -> names. section: what comes before the keys in problems. Reads the manifest file of each folder in
+    `root` and of each hub id. The hub shows a gated model's page and commit to everyone, but its files only to those who accepted
+    its licence. Endpoints are not checked, and of names of open_clip only whether it has them. A file in place of a folder is a
+    problem, except for the segmenter, which may be a file of weights. Missing or damaged files of a folder are left to
+    `params_check`.
     """
     from emuedit.predictor.task_predictor import T5  # imports torch
 
@@ -43,9 +45,11 @@ def check(models: Mapping[str, str], root: Path, asks_hub: bool = True) -> tuple
         if name is None:
             continue
         if (root / name).is_dir():
-            problems += [f"world.{key}: {problem}" for problem in _folder_problems(root / name, kind)]
+            problems += [f"{section}{key}: {problem}" for problem in _folder_problems(root / name, kind)]
         elif (root / name).is_file() and key != "segmenter":
-            problems.append(f"world.{key}: want {kind}, got {model_sources.describe_file(name)}")
+            problems.append(f"{section}{key}: want {kind}, got {model_sources.describe_file(name)}")
+        elif key == "clip" and is_open_clip(name):
+            problems += [f"{section}{key}: {problem}" for problem in _tag_problems(name)]
         elif asks_hub and not unreachable and _is_on_hub(key, name, root):
             try:
                 _ask_hub(name, kind)
@@ -53,7 +57,7 @@ def check(models: Mapping[str, str], root: Path, asks_hub: bool = True) -> tuple
                 if _is_unreachable(error):
                     unreachable = f"the access to models of the hub was not checked, because it is unreachable, from {name} on"
                 else:
-                    problems.append(f"world.{key}: {_describe(error, name, kind)}")
+                    problems.append(f"{section}{key}: {_describe(error, name, kind)}")
     return problems, unreachable
 
 
@@ -78,7 +82,15 @@ def _ask_hub(hub_id: str, kind: ModelKind) -> None:
 def _is_on_hub(key: str, name: str, root: Path) -> bool:
     if (root / name).exists() or not HUB_ID.fullmatch(name) or key == "segmenter":  # which is loaded from a file or folder only
         return False
-    return is_local(name) and not (key == "clip" and is_open_clip(name))
+    return is_local(name)
+
+
+def _tag_problems(name: str) -> Iterator[str]:
+    """The problem of a name 'model/tag' with a model of open_clip whose weights have no such tag."""
+    open_clip, (model, _, tag) = model_sources.import_library("open_clip"), name.partition("/")
+    if not open_clip.get_pretrained_cfg(model, tag):
+        tags = open_clip.list_pretrained_tags_by_model(model)
+        yield f"want '{model}/<tag>' with a tag of {', '.join(tags)}; got {name!r}{closest_match(tag, tags)}"
 
 
 def _folder_problems(folder: Path, kind: ModelKind) -> Iterator[str]:

@@ -15,6 +15,7 @@ import yaml
 from emuedit import prompts
 from emuedit.config import ParamsError
 from emuedit.data import caption_sources
+from emuedit.data.text_tables import BadRow
 from emuedit.data.word_list import load_word_list
 from emuedit.metrics.benchmark_folder import TABLE
 from emuedit.models import model_sources
@@ -45,6 +46,8 @@ _T5_LR, _ADAPTERS_LR = 1.0e-4, 5.0e-4
 _OBJECT_PX, _WIDE_PX, _SIGMA_PX, _AT_PX = 30, 20, 8, 512
 """AnyEdit's mask dilation at 512 px; the toy world's blur, scaled to this size."""
 _SHOWN_WORDS = 5
+_BAD_ROWS = {"not_utf8": "not UTF-8, save the file in UTF-8"}
+"""Reason of a `BadRow` -> its meaning and what to do."""
 _INDEX = model_sources.BASE_MODEL.file
 
 
@@ -177,30 +180,40 @@ def _max_words(tuned: Mapping[str, Any]) -> int:
 
 
 def _count_captions(world: PhotoWorld, root: Path, max_words: int) -> tuple[int, int, list[str]]:
-    """(rows to read, captions that are not too long, notes for the user); long captions are counted in the first rows."""
+    """(rows to read, captions that are not too long, notes for the user); long captions are counted in the first rows.
+
+    Empty and unreadable rows are no captions. Raises ParamsError without any, and CaptionSourceError for a file of another kind.
+    """
     source = root / world.captions
     if not source.exists():
         raise ParamsError(f"want an existing file or folder of captions, got none at {source.resolve()}")
+    caption_sources.check_kind(source)
     if source.suffix not in caption_sources.LIST_SUFFIXES:
         if source.is_dir():  # a column that it lacks is an error now, not in the first stage
             next(caption_sources.read_batches(source, world.captions, "train", world.column, 1, 1), None)
         n_rows = max(_MANY_ROWS, world.n_captions or 0)
         return n_rows, n_rows, [f"captions.n_rows: at most {n_rows} rows of {world.captions} are read; change it as you like"]
     batches = caption_sources.read_batches(source, world.captions, "train", world.column, sys.maxsize, _MANY_ROWS)
-    word_list, n_rows, n_long, matches = load_word_list(_MODERATION), 0, 0, Counter[str]()
-    for _, rows in batches:
-        if not n_rows:
-            texts = [row for row in rows if isinstance(row, str)]
+    word_list, matches, reasons = load_word_list(_MODERATION), Counter[str](), Counter[str]()
+    n_rows = n_texts = n_first = n_long = 0
+    for start, rows in batches:
+        texts = [row for row in rows if isinstance(row, str) and row.strip()]
+        reasons.update(row.reason for row in rows if isinstance(row, BadRow))
+        if not start:
+            n_first = len(texts)
             n_long = sum(len(text.split()) > max_words for text in texts)
             matches.update(match for text in texts if (match := word_list.first_match([text])))
-        n_rows += len(rows)
-    if not n_rows:
-        raise ParamsError(f"want one caption per line or row, got none in {source}")
+        n_rows, n_texts = n_rows + len(rows), n_texts + len(texts)
     notes = []
-    read = f"the first {_MANY_ROWS}" if n_rows > _MANY_ROWS else n_rows
-    n_usable = round(n_rows * (1 - n_long / min(n_rows, _MANY_ROWS)))
+    if n_bad := reasons.total():
+        named = ", ".join(f"{_BAD_ROWS.get(reason, reason)} ({n})" for reason, n in reasons.most_common())
+        notes.append(f"{world.captions}: {n_bad} of {n_rows} rows cannot be read and will be dropped: {named}")
+    if not n_texts:
+        raise ParamsError("; ".join([f"want one caption per line or row, got none in {source}", *notes]))
+    read = f"the first {_MANY_ROWS}" if n_rows > _MANY_ROWS else n_texts
+    n_usable = round(n_texts * (1 - n_long / max(1, n_first)))
     if world.n_captions and world.n_captions > n_usable:
-        usable = "all" if n_usable == n_rows else "all that are short enough"
+        usable = "all" if n_usable == n_texts else "all that are short enough"
         notes.append(f"instructions.n_captions: {n_usable}, {usable} of {world.captions}; got --n-captions {world.n_captions}")
     if n_long:
         notes.append(

@@ -48,8 +48,15 @@ def test_a_table_names_pictures_and_instructions(pairs: Path) -> None:
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ("image,result\na,b\n", "edits.csv: want the columns image, result, instruction, got none called instruction"),
-        ("image;result;instruction\na;b;c\n", "got none called image, result, instruction; separate the columns by commas"),
+        (
+            "image,result,text\na,b,c\n",
+            "edits.csv: want the columns image, result, instruction, got none called instruction among image, result, text; ",
+        ),
+        ("image,Result,result,instruction\na,b,c,d\n", "differ in more than case and spaces, got image, Result, result, instr"),
+        (
+            "image;result;instruction\na;b;c\n",
+            "got none called image, result, instruction among image;result;instruction; separate the columns by commas",
+        ),
         ("image,result,instruction\n", "want rows, got none"),
         ("image,result,instruction\nbefore/a.png,after/c.png,x\n", "line 2: want an image in .* as result, got 'after/c.png'"),
         ("image,result,instruction\nbefore/a.png,after/a.png, \n", "line 2: want an instruction, got none"),
@@ -64,6 +71,24 @@ def test_a_table_that_does_not_fit_names_line_and_column(table: str, message: st
     (pairs / "edits.csv").write_text(table, encoding="utf-8")
     with pytest.raises(ExampleError, match=message):
         read_examples(pairs)
+
+
+def test_columns_may_differ_in_case_and_spaces(pairs: Path) -> None:
+    rows = ["Image, RESULT ,instruction,Input Caption", "before/a.png,after/a.png,cut it out,a mug"]
+    (pairs / "edits.csv").write_text("\n".join(rows))
+    (example,) = read_examples(pairs)
+    assert (example.after, example.instruction, example.source_caption) == (pairs / "after/a.png", "cut it out", "a mug")
+
+
+def test_names_with_other_suffixes_are_pairs_if_they_are_unique_without_them(pairs: Path) -> None:
+    """Photographs are .jpg, and what an image editor saved is .png."""
+    (pairs / "after/a.png").rename(pairs / "after/a.webp")
+    examples = read_examples(pairs, ["x"])
+    assert [(example.before.name, example.after.name) for example in examples] == [("a.png", "a.webp"), ("b.png", "b.png")]
+    write_picture(pairs / "after" / "b.jpg")
+    message = r"got a\.png, a\.webp, b\.jpg in one only; rename or convert them, or list the pairs in .*/edits\.csv"
+    with pytest.raises(ExampleError, match=message):
+        read_examples(pairs, ["x"])
 
 
 def save_pair(folder: Path, before: np.ndarray, after: np.ndarray) -> Path:

@@ -14,6 +14,7 @@ from emuedit.data.formats.pair_import import CARD, check_output_folder, import_e
 from emuedit.data.formats.row_conversion import ImportOptions, RowRejected
 from emuedit.data.png import encode_png
 from emuedit.data.records import Pair
+from emuedit.data.writable_folder import FolderError
 
 
 @pytest.fixture
@@ -85,3 +86,17 @@ def test_rows_that_training_cannot_use_are_dropped(changes: dict[str, Any], reas
     options, columns = ImportOptions(pair_format, None, "the dataset itself", None), dict[str, Column](pair_format.columns)
     assert isinstance(options.convert_row(exported_row(), columns), Pair)
     assert options.convert_row(exported_row(**changes), columns) == RowRejected(reason)
+
+
+@pytest.mark.parametrize("place", ["/proc/none/pairs", "file/pairs"])
+def test_a_folder_that_cannot_be_written_is_noticed_before_the_import(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was noticed after all images had been converted."""
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("mine")
+    for command in ("import", "export"):
+        with pytest.raises(FolderError, match=r"want a folder that can be written, got .*: .*; name another"):
+            check_output_folder(Path(place), command)
+    check_output_folder(Path("new/pairs"), "import")
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]

@@ -73,6 +73,12 @@ def test_ids_do_not_change_between_versions() -> None:
     assert [record.id for record in EVERY_KIND] == expected.split()
 
 
+def test_a_renamed_field_keeps_its_column(tmp_path: Path) -> None:
+    write_shard(tmp_path / "s.parquet", [Verdict("p", True, "local", (), {"clip_dir": 0.2}, {"clip_dir": 0.3})])
+    table = pq.read_table(tmp_path / "s.parquet")
+    assert table.column_names == ["id", "pair_id", "kept", "task", "reasons", "gates", "score_clip_dir"]
+
+
 def test_ids_depend_on_content() -> None:
     original = pair()
     variants = [

@@ -6,6 +6,7 @@ import pytest
 
 from emuedit import cli
 from emuedit.data import example_folder
+from emuedit.data.writable_folder import FolderError
 from emuedit.editing import api, learn_task
 from emuedit.editor import package_folder
 
@@ -39,3 +40,10 @@ def test_without_flips_no_mirrored_copy_is_learned_from_and_the_pack_says_so(
     with pytest.raises(Stopped):
         cli.main(["learn", str(tmp_path), "--name", "cutout", *options])
     assert flips == recorded == [not options]
+
+
+def test_a_folder_that_cannot_be_written_is_noticed_before_anything_is_learned() -> None:
+    editor: Any = SimpleNamespace(reserved_names=())
+    settings = learn_task.settings_for("cutout", 6, Path("none"))
+    with pytest.raises(FolderError, match=r"want a folder that can be written, got /proc/packs \(in /proc\): "):
+        learn_task.learn(editor, [], settings, Path("/proc/packs"))

@@ -8,6 +8,12 @@ from emuedit.metrics import benchmark
 from emuedit.metrics.benchmark import Benchmark
 
 
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub is not asked whether it has a model."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
 @pytest.fixture(scope="session")
 def toy_edits() -> Callable[..., Benchmark]:
     """Builds the first held-out edits of a task."""

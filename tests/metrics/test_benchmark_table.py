@@ -11,6 +11,8 @@ from emuedit.metrics import benchmark, photo_benchmark
 from emuedit.metrics.photo_benchmark import BenchmarkError, JudgeFile, PhotoBenchmark, read_judge, read_rows, write_judge
 from emuedit.metrics.similarity_judge import JudgeBounds
 
+pytestmark = pytest.mark.usefixtures("offline")
+
 HEADER = "image,task,instruction,input_caption,output_caption"
 
 
@@ -22,10 +24,10 @@ def write_one_edit(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ("image,task\na.png,local\n", "got none called instruction, input_caption, output_caption"),
+        ("image,task\na.png,local\n", "got none called instruction, input_caption, output_caption among image, task"),
         (f"{HEADER}\n", "want rows, got none"),
         (f"{HEADER}\nno.png,local,a,b,c\n", "line 2: want an image in .* got 'no.png'"),
-        (f"{HEADER}\na.png,locl,a,b,c\n", "line 2: want one of the tasks"),
+        (f"{HEADER}\na.png,locl,a,b,c\n", "want one of the tasks local, .*; got 'locl' in line 2; did you mean 'local'"),
         (f"{HEADER}\na.png,local,,b,c\n", "line 2: want a text as instruction, got none"),
         (f"{HEADER}\na.png,local,a,, \n", "line 2: want a text as input_caption and output_caption, got none"),
         (f"{HEADER}\na.png,local,a,b\n", "line 2: want as many cells as the header has, got 'a.png,local,a,b'"),
@@ -42,6 +44,24 @@ def test_a_wrong_table_is_an_error_with_line_and_column(table: str, message: str
     (tmp_path / "edits.csv").write_text(table)
     with pytest.raises(BenchmarkError, match=message):
         PhotoBenchmark(tmp_path)
+
+
+def test_unknown_tasks_are_listed_once_with_their_lines(tmp_path: Path) -> None:
+    """Each line repeated the names of all tasks."""
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+    rows = ["a.png,erase,a,b,c"] * 16 + ["a.png,local,a,b,c", "a.png,styl,a,b,c", "a.png,local,,b,c"]
+    (tmp_path / "edits.csv").write_text("\n".join([HEADER, *rows]))
+    with pytest.raises(BenchmarkError) as error:
+        read_rows(tmp_path)
+    assert str(error.value).count("cutout") == 1
+    lines = "got 'erase' in lines 2, 3, 4, 5, 6, ... (16); 'styl' in line 19; did you mean 'style'?; line 20: want a text"
+    assert lines in str(error.value)
+
+
+def test_columns_may_differ_in_case_and_spaces(tmp_path: Path) -> None:
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+    (tmp_path / "edits.csv").write_text("Image,Task,Instruction,Input Caption,output_caption ,Split\na.png,local,a,b,c,train\n")
+    assert [(row["input_caption"], row["output_caption"], row["split"]) for row in read_rows(tmp_path)] == [("b", "c", "train")]
 
 
 def test_a_table_that_is_not_utf8_is_an_error_with_its_line(tmp_path: Path) -> None:
@@ -190,7 +210,8 @@ def test_an_uncalibrated_judge_is_named_when_it_is_written_and_used(tmp_path: Pa
     with (tmp_path / "edits.csv").open("a") as table:
         table.write("a.png,remove,a,b,c\n")
     assert cli.main(["benchmark", str(tmp_path), "--clip", "a/b", "--dino", "c/d"]) == 0
-    assert "uncalibrated, the judge's bounds are not measured: local, remove; add --calibrate" in capsys.readouterr().out
+    advice = "add a `result` to 4 or more edits with different captions of each task, then --calibrate"
+    assert f"uncalibrated, the judge's bounds are not measured: local, remove; {advice}\n" in capsys.readouterr().out
     benchmark.load(str(tmp_path))
     assert "benchmark: uncalibrated judge, its bounds for local, remove are not measured" in capsys.readouterr().out
     write_judge(tmp_path, JudgeFile(clip="a/b", dino="c/d", task_bounds={"local": JudgeBounds(min_gain=0.3)}))

@@ -17,7 +17,7 @@ from emuedit.models import clip, dino
 from tests.repository import ROOT
 from toyworld.edits.exact_edits import build_edits
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("offline")]
 
 N = 12
 HEADER = "image,task,instruction,input_caption,output_caption"
@@ -180,7 +180,7 @@ def test_bounds_are_kept_until_the_judge_is_another(
     assert "bounds" not in capsys.readouterr().out
     assert cli.main(["benchmark", str(tmp_path), "--dino", "e/f"]) == 0
     assert read_judge(tmp_path) == JudgeFile(clip="a/b", dino="e/f", size=64)
-    assert "the settings changed, so the bounds were removed; add --calibrate" in capsys.readouterr().out
+    assert "the settings changed, so the bounds are removed" in capsys.readouterr().out
 
 
 def test_without_a_judge_the_command_is_named(tmp_path: Path) -> None:

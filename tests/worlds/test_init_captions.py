@@ -64,3 +64,45 @@ def test_the_column_of_a_folder_is_checked_too(clone: Path, capsys: pytest.Captu
     assert "want key 'caption' in pictures, got ['text'] in row 1; set captions.column" in capsys.readouterr().err
     assert (clone / "params.yaml").read_bytes() == before
     assert cli.main(["init", "pictures", "--column", "text", "--no-pin"]) == 0
+
+
+@pytest.mark.slow
+def test_blank_and_unreadable_rows_are_no_captions(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They were counted, and the stage `captions` dropped them."""
+    (clone / "captions.txt").write_bytes("a dog at a lake\n\n  \nun café au lac\nun été\na cat\n".encode("latin-1"))
+    assert init() == 0
+    output = capsys.readouterr().out
+    assert "captions.txt: 2 of 6 rows cannot be read and will be dropped: not UTF-8, save the file in UTF-8 (2)" in output
+    assert read_params(clone)["instructions"]["n_captions"] == 2
+    before = (clone / "params.yaml").read_bytes()
+    for content, message in (
+        (b"\n \n", "want one caption per line or row, got none in captions.txt\n"),
+        (b"caf\xe9\n", "got none in captions.txt; captions.txt: 1 of 1 rows cannot be read and will be dropped: not UTF-8"),
+    ):
+        (clone / "captions.txt").write_bytes(content)
+        assert init("--overwrite") == 2
+        assert message in capsys.readouterr().err
+    assert (clone / "params.yaml").read_bytes() == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cap.jpg", "table.xlsx", "captions"])
+def test_files_of_other_kinds_are_no_captions(name: str, clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (clone / name).write_bytes(b"x")
+    before = (clone / "params.yaml").read_bytes()
+    assert cli.main(["init", name, "--no-pin"]) == 2
+    message = f"want a caption source .txt, .csv, .jsonl, .parquet, .yaml, .py, or a dataset's folder; got {name}"
+    assert message in capsys.readouterr().err
+    assert (clone / "params.yaml").read_bytes() == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["table.csv", "table.jsonl", "table.parquet"])
+def test_a_column_that_differs_in_case_is_named(name: str, clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if name == "table.parquet":
+        pq.write_table(pa.table({"Caption": ["a dog at a lake"]}), clone / name)
+    else:
+        rows = {"table.csv": "id,Caption\n1,a dog at a lake\n", "table.jsonl": '{"id": 1, "Caption": "a dog at a lake"}\n'}
+        (clone / name).write_text(rows[name])
+    assert cli.main(["init", name, "--no-pin"]) == 2
+    assert "or --column of `emuedit init`; did you mean 'Caption'?" in capsys.readouterr().err

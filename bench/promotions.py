@@ -32,7 +32,7 @@ QUICK_PROMOTIONS, QUICK_PROCESSES = 8, 4
 WORKER = """
 import json, sys, time, traceback
 from concurrent.futures import ThreadPoolExecutor
-from emuedit.tracking import alias_moves, registry, runs
+from emuedit.tracking import alias_moves, mlflow_client, registry
 from mlflow.tracking import MlflowClient
 
 registry.all_versions()
@@ -47,8 +47,8 @@ def script(number):
     champion = registry.version_at("champion")
     before = champion.number if champion else None
     if before is not None:
-        runs.client().set_registered_model_alias(registry.MODEL_NAME, "previous", str(before))
-    runs.client().set_registered_model_alias(registry.MODEL_NAME, "champion", str(number))
+        mlflow_client.client().set_registered_model_alias(registry.MODEL_NAME, "previous", str(before))
+    mlflow_client.client().set_registered_model_alias(registry.MODEL_NAME, "champion", str(number))
     return before, number
 
 def attempt(number):
@@ -66,11 +66,11 @@ with ThreadPoolExecutor(len(numbers)) as pool:
 @contextmanager
 def new_registry(n_versions: int) -> Iterator[Path]:
     """An MLflow database with `n_versions` versions of the model; sets MLFLOW_TRACKING_URI."""
-    from emuedit.tracking import registry, runs
+    from emuedit.tracking import mlflow_client, registry
 
     folder = Path(tempfile.mkdtemp(prefix="emuedit-promotions-"))
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
-    client = runs.client()
+    client = mlflow_client.client()
     client.create_registered_model(registry.MODEL_NAME)
     for number in range(1, n_versions + 1):
         client.create_model_version(registry.MODEL_NAME, f"nowhere/{number}")

@@ -132,6 +132,12 @@ def load(model: type[P], section: str, path: str | Path = PARAMS_FILE) -> P:
         raise ParamsError(f"{where}:\n{lines}") from error
 
 
+def load_optional(model: type[P], section: str, path: str | Path = PARAMS_FILE) -> P:
+    """`load`, or the defaults of `model` if there is no such file or section."""
+    path = Path(path)
+    return load(model, section, path) if path.exists() and section in read_yaml(path) else model()
+
+
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """`below` with the values of `above`, key by key at every level."""
     merged = dict(below)

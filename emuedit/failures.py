@@ -49,6 +49,9 @@ _MEMORY_PHRASES = (
 )  # fmt: skip
 """Messages of torch's plain RuntimeErrors: on a CPU, on macOS, and of CUDA and its libraries outside torch's allocator."""
 
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
+"""errno of `flock` on a file system without locks."""
+
 
 def package_of(error: BaseException) -> str:
     """Top-level package that defines the class of an error, such as `emuedit`, whose errors explain themselves."""

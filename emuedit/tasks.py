@@ -98,6 +98,12 @@ def edits_an_object(name: str) -> bool:
     return task is not None and task.region == "object"
 
 
+def keeps_objects(name: str) -> bool:
+    """Whether the trained task called `name` edits everything except the named objects; False for other tasks."""
+    task = find_task(name)
+    return task is not None and task.region == "background" and task.index is not None
+
+
 def changes_whole_image(name: str) -> bool:
     """Whether the result of the task `name` is a new image, no pixel of which has to equal the input; False for unknown tasks."""
     task = find_task(name)

@@ -35,7 +35,7 @@ def refresh_data(target: str, reason: str = "", push: bool = False) -> dict[str,
     """
     root, reason = Path.cwd(), complete_reason(reason)
     print(f"== {reason}", flush=True)
-    with retrain_lock.exclusive(root, lambda text: print(f"== {text}", flush=True), FLOW):
+    with retrain_lock.exclusive(root, FLOW):
         return _refresh(root, target, reason, push)
 
 

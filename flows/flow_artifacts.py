@@ -15,7 +15,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
 from emuedit.operations import ledger_commands
-from emuedit.tracking import registry, runs
+from emuedit.tracking import mlflow_client, registry
 from emuedit.tracking.service_errors import hide_password
 from emuedit.tracking.store_address import tracking_uri
 
@@ -81,7 +81,7 @@ def links(run_id: str, version: int | None, reports: Sequence[Path]) -> list[Lin
     if parts.scheme not in ("http", "https") or not run_id:
         return []
     try:
-        experiment = str(runs.client().get_run(run_id).info.experiment_id)
+        experiment = str(mlflow_client.client().get_run(run_id).info.experiment_id)
     except Exception as error:  # any error of MLflow: the links only help to find the results
         print(f"== no links to MLflow: {hide_password(str(error))}", flush=True)
         return []

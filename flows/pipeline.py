@@ -139,7 +139,7 @@ def retrain(
         registry=registry, force=force, max_parallel=max_parallel, reason=complete_reason(reason), push=push, branch=branch
     )
     print(f"== {options.reason}", flush=True)
-    with retrain_lock.exclusive(root, lambda text: print(f"== {text}", flush=True)):
+    with retrain_lock.exclusive(root):
         return _retrain(root, options)
 
 

@@ -6,27 +6,26 @@ locks, the record of a file that was not touched for a minute is ignored.
 """
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from uuid import uuid4
 
 import psutil
 
+from emuedit.failures import NO_LOCKS
 from emuedit.process_identity import UnchangedTimer
 
 FILE = Path(".emuedit") / "retrain.lock"
 _POLL_S = 1.0
 _TOUCH_S, _DEAD_S = 10.0, 60.0
 """Interval between touches of the file; time without a touch after which the holder counts as dead if there are no locks."""
-_NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
 
 
 class LockError(RuntimeError):
@@ -53,16 +52,17 @@ class LockOwner:
 
 
 @contextlib.contextmanager
-def exclusive(root: Path, say: Callable[[str], None], flow: str = "retrain") -> Iterator[bool]:
+def exclusive(root: Path, flow: str = "retrain") -> Iterator[bool]:
     """Wait until no other flow with this lock runs in the folder, and hold it during the block. Yields whether it waited.
 
-    The holder is reported once. Raises LockError.
+    The holder is printed once. Raises LockError.
     """
     attempt, has_waited = _Attempt(root / FILE, LockOwner.this_process(flow)), False
     while (descriptor := attempt.lock()) is None:
         if not has_waited:
             other = attempt.other.flow if attempt.other else "retrain"
-            say(f"another {other} is running in this folder{_describe(attempt.other, attempt.this.host)}; waiting until it ends")
+            place = f"in this folder{_describe(attempt.other, attempt.this.host)}"
+            print(f"== another {other} is running {place}; waiting until it ends", flush=True)
             has_waited = True
         time.sleep(_POLL_S)
     try:
@@ -109,7 +109,7 @@ class _Attempt:
         except BlockingIOError:
             return False
         except OSError as error:
-            if error.errno not in _NO_LOCKS:
+            if error.errno not in NO_LOCKS:
                 raise LockError(f"want a folder whose files can be locked, got {self.path.parent} ({error.strerror})") from error
             return None
         with contextlib.suppress(FileNotFoundError):  # the file was deleted meanwhile: a new file has its own lock

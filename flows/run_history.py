@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from emuedit.tracking import registry, runs
+from emuedit.tracking import mlflow_client, registry, runs
 from emuedit.tracking.service_errors import hide_password
 
 FILE = Path(".emuedit/flow-runs.jsonl")
@@ -82,7 +82,7 @@ def store_reasons(line: RunLine, stages: Iterable[str]) -> None:
     skipped = ", ".join(name for name in stages if name not in line.stale)
     tags = {registry.RUN_REASON_TAG: line.reason, SKIPPED_TAG: skipped, **stage_reasons_tags(line.stale)}
     try:
-        runs.client().update_run(line.run_id, name=line.flow)
+        mlflow_client.client().update_run(line.run_id, name=line.flow)
         runs.log_run(line.run_id, tags=tags)
         runs.log_text(line.run_id, WHY_ARTIFACT, json.dumps(line.stale, indent=1) + "\n")
     except Exception as error:  # any error of MLflow: the stages can run without it

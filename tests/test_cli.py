@@ -83,7 +83,7 @@ def test_an_instruction_that_the_text_encoder_cuts_is_reported(sampler: RedSampl
 def test_every_setting_is_an_option(sampler: RedSampler) -> None:
     options = "--steps 3 --image-guidance-scale 1.2 --guidance-scale 4 --guidance-rescale .7 --preserve .5 --change-threshold 0"
     options += " --against-reconstruction 0 --resolution 512 --crop 1 --composite 0 --guidance-from .1 --guidance-to .8"
-    options += " --border-px 3"
+    options += " --border-px 3 --background-threshold .2"
     assert cli.main(["edit", "in.png", "make it red", *options.split(), "--seed", "7"]) == 0
     expected = EditSettings(
         steps=3,
@@ -96,6 +96,7 @@ def test_every_setting_is_an_option(sampler: RedSampler) -> None:
         composite=0,
         border_px=3,
         change_threshold=0.0,
+        background_threshold=0.2,
         against_reconstruction=0,
         resolution=512,
         crop=1,
@@ -162,6 +163,7 @@ def test_settings_are_those_the_editor_was_evaluated_with(sampler: RedSampler) -
         (["in.png", "x", "--guidance-rescale", "-1"], "guidance_rescale: Input should be greater than or equal to 0"),
         (["in.png", "x", "-o", "in.png"], "is the image itself"),
         (["in.png", "x", "-o", "no/out.png"], "want a folder to write to"),
+        (["in.png", "x", "-o", "/proc/out.png"], "want a folder that can be written, got /proc: "),
         (["in.png", "x", "-o", "out.xyz"], "want an output file that ends in .png, .jpg"),
         (["in.png", "x", "--mask", "mask.xyz"], "want an output file that ends in .png, .jpg"),
         (["in.png", "x", "--session", "no/session.json"], "want a folder to write to"),

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field, ValidationError
 
-from emuedit.config import Params, ParamsError, World, import_function, load, merge, read_yaml, resolve_path
+from emuedit.config import Params, ParamsError, World, import_function, load, load_optional, merge, read_yaml, resolve_path
 
 ROOT = Path(__file__).parents[1]
 WORLD = """world: {name: w, captions: c.txt, base_model: p, detector: d, segmenter: s, clip: c, dino: d, depth: e, llm: w, t5: t,
@@ -124,6 +124,18 @@ def test_other_encodings_and_dates_that_do_not_exist_are_errors_of_the_file(tmp_
 def test_an_error_names_the_file_and_the_section(tmp_path: Path) -> None:
     with pytest.raises(ParamsError, match=r"params.yaml, section 'train':\n  missing"):
         load_example(tmp_path, "rate: 1")
+
+
+def test_an_optional_section_has_defaults_only_if_it_is_missing(tmp_path: Path) -> None:
+    class Margins(Params):
+        width: int = 3
+        """Width in px."""
+
+    assert load_optional(Margins, "margins", tmp_path / "absent.yaml") == Margins()
+    assert load_optional(Margins, "margins", write_params(tmp_path, "other: {}\n")) == Margins()
+    assert load_optional(Margins, "margins", write_params(tmp_path, "margins: {width: 5}\n")) == Margins(width=5)
+    with pytest.raises(ParamsError, match="unknown key 'wdth'"):
+        load_optional(Margins, "margins", write_params(tmp_path, "margins: {wdth: 5}\n"))
 
 
 def test_missing_sections_and_files_are_named(tmp_path: Path) -> None:

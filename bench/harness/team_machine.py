@@ -193,10 +193,10 @@ class ObjectStore:
             os.kill(self._pid, signal.SIGKILL)
 
 
-def wait_until(is_so: Callable[[], object], limit_s: float, event: str, every_s: float = 1.0) -> None:
+def wait_until(condition: Callable[[], object], limit_s: float, event: str, every_s: float = 1.0) -> None:
     """Poll a condition. Raises UnexpectedError after `limit_s`."""
     end = time.monotonic() + limit_s
-    while not is_so():
+    while not condition():
         if time.monotonic() > end:
             raise UnexpectedError(f"want {event}, got a timeout after {limit_s:.0f} s")
         time.sleep(every_s)

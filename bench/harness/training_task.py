@@ -104,7 +104,7 @@ def build_base_model(shape: Shape, device: str) -> Any:
 def write_pairs(root: Path, size_px: int) -> None:
     """Publish exact pairs of the toy world, upscaled to `size_px`."""
     pairs = [_enlarge(pair, size_px) for pair in build_pairs(build_edits("local", "train", 0, N_PAIRS))]
-    verdicts = [Verdict(pair.id, kept=True, task=pair.task, reasons=(), gates={}, scores={}) for pair in pairs]
+    verdicts = [Verdict(pair.id, kept=True, task=pair.task, reasons=(), filters={}, scores={}) for pair in pairs]
     for stage, rows, kind in (("pairs", pairs, Pair), ("dataset", verdicts, Verdict)):
         folder = scratch_folder(root, stage, "bench")
         write_shard(folder / "shard-00000.parquet", rows, kind)  # type: ignore[type-var]

@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
@@ -18,8 +18,9 @@ Json = dict[str, Any]
 Scores = dict[str, float | None]
 
 
-# Field metadata: how `shards` stores the field ("form"), and whether it is part of the id ("named", default True). A field that
-# was added later is part of it only if set, so that the ids of older records stay the same.
+# Field metadata: how `shards` stores the field ("form"), its name in shards and in the id if that differs ("stored"), and whether
+# it is part of the id ("named", default True). A field that was added later is part of it only if set, so that the ids of older
+# records stay the same.
 NOT_IN_ID: Mapping[str, Any] = {"named": False}
 IN_ID_IF_SET: Mapping[str, Any] = {"named": "if set"}
 PNG: Mapping[str, Any] = {"form": "png"}
@@ -42,7 +43,7 @@ class Record:
             named = record_field.metadata.get("named", True)
             if named is True or (named == "if set" and getattr(self, record_field.name) is not None):
                 value = _canonical_bytes(getattr(self, record_field.name), record_field.metadata.get("form", "plain"))
-                digest.update(f"|{record_field.name}:{len(value)}:".encode() + value)
+                digest.update(f"|{stored_name(record_field)}:{len(value)}:".encode() + value)
         return digest.hexdigest()
 
     def __post_init__(self) -> None:
@@ -133,7 +134,7 @@ class Verdict(Record):
     """Task of the pair after task reassignment."""
     reasons: tuple[str, ...]
     """Names of the failed filters; empty if kept."""
-    gates: Json = field(metadata=JSON)
+    filters: Json = field(metadata={**JSON, "stored": "gates"})
     """The thresholds of the applied filters."""
     scores: Scores = field(metadata=SCORES)
     """Raw scores that the filters use; None if undefined."""
@@ -179,6 +180,11 @@ class Drop(Record):
     reason: str
     source: str = field(metadata=NOT_IN_ID)
     index: int = field(metadata=NOT_IN_ID)
+
+
+def stored_name(record_field: "Field[Any]") -> str:
+    """Name of a field in shards and in ids."""
+    return str(record_field.metadata.get("stored", record_field.name))
 
 
 def finite_or_none(score: float | None) -> float | None:

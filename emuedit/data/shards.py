@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from emuedit.data.atomic_file import replacing
-from emuedit.data.records import Record
+from emuedit.data.records import Record, stored_name
 
 R = TypeVar("R", bound=Record)
 
@@ -48,8 +48,8 @@ def write_shard(path: str | Path, records: Sequence[R], kind: type[R] | None = N
     columns: dict[str, pa.Array] = {"id": pa.array([record.id for record in records], pa.string())}
     picture_features: dict[str, dict[str, str]] = {}
     for record_field in fields(kind):
-        name, form = record_field.name, record_field.metadata.get("form", "plain")
-        values = [getattr(record, name) for record in records]
+        name, form = stored_name(record_field), record_field.metadata.get("form", "plain")
+        values = [getattr(record, record_field.name) for record in records]
         if form == "scores":
             columns |= _score_columns(values, path)
         elif form == "png":
@@ -86,12 +86,12 @@ def read_shard(path: str | Path, kind: type[R], verify: bool = False) -> list[R]
     stored_kind = (table.schema.metadata or {}).get(_KIND_KEY, b"an unknown kind").decode()
     if stored_kind != kind.__name__:
         raise ShardError(f"want records of {kind.__name__} in {path}, got {stored_kind}")
-    optional = {record_field.name for record_field in fields(kind) if record_field.default is not MISSING}
-    required = {record_field.name for record_field in fields(kind)} - {"scores"} - optional
+    optional = {stored_name(record_field) for record_field in fields(kind) if record_field.default is not MISSING}
+    required = {stored_name(record_field) for record_field in fields(kind)} - {"scores"} - optional
     if missing := required - set(table.column_names):
         raise ShardError(f"want columns {sorted(required)} in {path}, {sorted(missing)} are missing; run its stage again")
     score_columns = [name for name in table.column_names if name.startswith(SCORE_PREFIX)]
-    stored_fields = [field for field in fields(kind) if field.name not in optional - set(table.column_names)]
+    stored_fields = [field for field in fields(kind) if stored_name(field) not in optional - set(table.column_names)]
     records = []
     for row in table.to_pylist():
         record = kind(**{field.name: _field_value(field, row, score_columns) for field in stored_fields})
@@ -122,7 +122,7 @@ def _field_value(record_field: "Field[Any]", row: dict[str, Any], score_columns:
     form = record_field.metadata.get("form", "plain")
     if form == "scores":
         return {name.removeprefix(SCORE_PREFIX): row[name] for name in score_columns}
-    value = row[record_field.name]
+    value = row[stored_name(record_field)]
     if form == "png":
         return value and value["bytes"]
     if form == "json":

@@ -74,7 +74,7 @@ class PictureMeasures:
                 self.n_damaged += 1
                 self._note("damaged", f"{row['id']} {error}")
                 continue
-            self._look(row["id"], before_after)
+            self._measure_pair(row["id"], before_after)
             pictures.append({side: _to_rgb(pixels) for side, pixels in before_after.items()})
             readable.append(row)
         for side in SIDES:
@@ -84,7 +84,7 @@ class PictureMeasures:
             self.vector_of |= dict(zip(new, embed(list(new.values()), clip), strict=True))
             self.embeddings.setdefault(side, []).extend(self.vector_of[key] for key in keys)
 
-    def _look(self, pair_id: str, pictures: Mapping[str, Pixels]) -> None:
+    def _measure_pair(self, pair_id: str, pictures: Mapping[str, Pixels]) -> None:
         before, after = (pictures[side] for side in SIDES)
         sizes = [picture.shape[:2] for picture in (before, after)]
         if sizes[0] != sizes[1] or min(map(min, sizes)) < self.min_side_px:

@@ -111,7 +111,8 @@ class Editor:
         workspace_packs = [] if beside.resolve() == PACK_FOLDER.resolve() else find_packs(PACK_FOLDER)
         for pack in (*find_packs(beside), *workspace_packs):
             try:
-                if source is not None and pack in workspace_packs and task_pack.read_base(pack) != sampler.fingerprint:
+                is_of_workspace = source is not None and pack in workspace_packs
+                if is_of_workspace and task_pack.read_editor_fingerprint(pack) != sampler.fingerprint:
                     continue  # most packs of the workspace are for its own editor
                 editor.add_pack(pack)
             except TaskPackError as error:  # e.g. after retraining: the editor works without this task

@@ -55,7 +55,7 @@ def format_pack(pack: TaskPack, file: Path) -> str:
         "none: only the embedding" if pack.adapter is None else f"rank {pack.adapter.rank}, {len(pack.adapter.layers)} layers"
     )
     lines = [
-        f"{file}: {pack.name}, {file.stat().st_size / 2**20:.2f} MiB, for the editor {pack.base}",
+        f"{file}: {pack.name}, {file.stat().st_size / 2**20:.2f} MiB, for the editor {pack.editor_fingerprint}",
         f"examples: {pack.n_examples}",
         f"adapter: {adapter}",
         f"instructions: {'; '.join(pack.instructions[:8]) or 'none'}",
@@ -76,7 +76,7 @@ def install(pack: Path, editor: Editor) -> Path:
     added = editor.add_pack(pack)
     target = PACK_FOLDER / f"{added.name}.safetensors"
     try:
-        task_pack.check_replaceable(target, added.base)
+        task_pack.check_replaceable(target, added.editor_fingerprint)
     except TaskPackError:
         editor.remove_task(added.name)
         raise

@@ -164,6 +164,7 @@ class EmuEditPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is 
         guidance_rescale: float = DEFAULTS.guidance_rescale,
         preserve: float = DEFAULTS.preserve,
         change_threshold: float = DEFAULTS.change_threshold,
+        background_threshold: float = DEFAULTS.background_threshold,
         composite: int = DEFAULTS.composite,
         border_px: int = DEFAULTS.border_px,
         against_reconstruction: int = DEFAULTS.against_reconstruction,
@@ -175,8 +176,8 @@ class EmuEditPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is 
           them; any size, but all of one size, which is also the result's. A single image is used for all prompts.
         task: a name from `tasks`, or one per image. Required.
         num_inference_steps, guidance_scale (by the instruction), image_guidance_scale (by the image), guidance_rescale,
-          preserve, composite, border_px, change_threshold, against_reconstruction: see `EditSettings`, where the first is called
-          `steps`.
+          preserve, composite, border_px, change_threshold, background_threshold, against_reconstruction: see `EditSettings`,
+          where the first is called `steps`.
         negative_prompt: replaces the null text of guidance; one, or one per image.
         num_images_per_prompt: results per prompt, each with different noise; the results of a prompt are adjacent.
         generator: one for all n results, or one per result; None: torch's global generator. A generator with seed s gives the
@@ -204,7 +205,7 @@ class EmuEditPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is 
         settings = DEFAULTS.with_changes({
             "steps": num_inference_steps, "guidance_scale": guidance_scale, "image_guidance_scale": image_guidance_scale,
             "guidance_rescale": guidance_rescale, "preserve": preserve, "change_threshold": change_threshold,
-            "composite": composite, "border_px": border_px,
+            "background_threshold": background_threshold, "composite": composite, "border_px": border_px,
             "against_reconstruction": against_reconstruction,
         })  # fmt: skip
 

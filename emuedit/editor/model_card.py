@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from emuedit.editor.unet import has_change_mask
 from emuedit.models.model_sources import HUB_ID, split_revision
 from emuedit.tasks import UnknownTaskError, get_task
 
@@ -73,7 +74,6 @@ def render(pipeline: Any) -> str:
         front |= {"base_model": split_revision(base_model)[0], "base_model_relation": "finetune"}
     names = pipeline.task_embedding.names
     example = next((name for name in EXAMPLES if name in names), names[0])
-    has_change_mask = pipeline.unet.config.out_channels > pipeline.vae.config.latent_channels
     text = _TEXT.format(
         title=f"An editor of {len(names)} tasks",
         a_fine_tuned=f"a fine-tuned `{base_model}`" if base_model else "a fine-tuned text-to-image network",
@@ -83,7 +83,7 @@ def render(pipeline: Any) -> str:
         training="\n".join(f"- {_label(key)}: {value}" for key, value in training.items()) or "Nothing was recorded.",
         change_mask=(
             "It predicts where an image changes and keeps the rest; `preserve=0` turns that off."
-            if has_change_mask
+            if has_change_mask(pipeline.unet, pipeline.vae.config.latent_channels)
             else "It has no change-mask head, so `preserve` has no effect."
         ),
     )

@@ -6,7 +6,8 @@ Shapes: images are float32 [B, 3, H, W] in [-1, 1] on the CPU.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from emuedit.core import change_threshold, compositing
 from emuedit.core.registration import estimate_shift
 from emuedit.editor.sampling_options import RawEdit
 from emuedit.editor.settings import EditSettings
-from emuedit.tasks import changes_whole_image, edits_an_object
+from emuedit.tasks import changes_whole_image, edits_an_object, keeps_objects
 
 MIN_PRESERVED = 0.25
 """Minimum share of preserved pixels from which a shift is estimated. Ours."""
@@ -25,12 +26,17 @@ REGISTRATION_PX = 256
 
 
 def edit_weight(
-    before: Tensor, edit: RawEdit, tasks: Sequence[str], settings: EditSettings, factor: int, learned: Sequence[float] = ()
+    before: Tensor,
+    edit: RawEdit,
+    tasks: Sequence[str],
+    settings: EditSettings,
+    factor: int,
+    learned: Mapping[str, float] = MappingProxyType({}),
 ) -> Tensor:
     """Weight [B, 1, H, W] of the edited image: 0 in preserved pixels, 1 inside the changed region and in whole-image tasks.
 
     Change is measured from `edit.reconstruction`, or from `before` without one. factor: side in px of a latent cell.
-    learned: change threshold of each image's task, which applies if it is above that of the settings and that one is not 0.
+    learned: task -> its change threshold, which applies if it is above that of the settings and that one is not 0.
     """
     height, width = before.shape[-2:]
     changed = torch.ones(len(before), 1, height, width, dtype=torch.bool)
@@ -42,7 +48,8 @@ def edit_weight(
         cells = compositing.changed_cells(edit.change_probability, factor, height, width)
         changed = changed & (cells | _flags(not edits_an_object(task) for task in tasks))
     weight = compositing.soft_border(changed, settings.border_px)
-    for row, alpha in enumerate(learned):
+    for row, task in enumerate(tasks):
+        alpha = learned.get(task, settings.background_threshold if keeps_objects(task) else 0.0)
         if alpha > settings.change_threshold > 0:
             pictures = (before[row], reference[row], edit.image[row])
             weight[row] = change_threshold.edge_aware_weight(*pictures, alpha, radius_px=max(1, factor // 2))

@@ -126,8 +126,7 @@ class EditSampler:
         after, shift_of = torch.empty(images.shape), dict[int, float | None]()
         for rows, edit in self.raw_edits(images, instructions, tasks, settings, seeds, options):
             before, names = images[rows].float().cpu(), [tasks[row] for row in rows]
-            learned = [self.change_thresholds.get(task, 0.0) for task in names]
-            weight = preservation.edit_weight(before, edit, names, settings, self.parts.factor, learned)
+            weight = preservation.edit_weight(before, edit, names, settings, self.parts.factor, self.change_thresholds)
             after[rows] = compositing.blend(before, edit.image, weight)
             if options.measure_shifts:
                 has_head = bool(settings.composite) and edit.change_probability is not None

@@ -41,6 +41,10 @@ class EditSettings(Params):
     exact values of the source. No effect without a change mask (`train.change_mask`). Ours."""
     change_threshold: float = Field(0.03, ge=0, le=3)
     """Pixels that change less (sum over RGB in [0, 1]) keep the source's value (Emu Edit's alpha: 0.03); 0: off."""
+    background_threshold: float = Field(0.15, ge=0, le=3)
+    """alpha of tasks that edit all but the named objects, which the network draws again. A pixel that changes less than alpha / 2
+    is kept, one above 0.9 alpha is edited, and between them both are blended; the borders follow the image's edges. Applies if it
+    is above `change_threshold` and that one is not 0. Ours."""
     border_px: int = Field(2, ge=0, le=64)
     """Width of the soft border, in px of the size at which the image is edited: inside the edge of the changed region, the edit
     fades into the image over it; 0: a hard edge. Ours."""

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from emuedit.models.adapters import UNET_ATTENTION
+
 AdaptedLayers = Literal["attention", "all"]
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-"""Name suffixes of the layers selected by `attention`; `all` selects every linear layer and convolution."""
+"""`attention` selects `adapters.UNET_ATTENTION`; `all` selects every linear layer and convolution."""
 _A, _B = ".a", ".b"
 
 
@@ -34,7 +35,7 @@ class TaskAdapter:
         """An adapter without effect: A is normal with variance 1 / fan-in, B is zero; float32, on the U-Net's device."""
         pairs = {}
         for name, layer in unet.named_modules():
-            if isinstance(layer, nn.Linear | nn.Conv2d) and (layers == "all" or name.endswith(ATTENTION)):
+            if isinstance(layer, nn.Linear | nn.Conv2d) and (layers == "all" or name.endswith(UNET_ATTENTION)):
                 shape = (rank, *layer.weight.shape[1:])
                 a = torch.randn(shape, generator=generator) / layer.weight[0].numel() ** 0.5
                 b = torch.zeros(len(layer.weight), rank, *[1] * (len(shape) - 2))

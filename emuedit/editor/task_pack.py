@@ -23,6 +23,8 @@ from emuedit.editor.task_adapter import TaskAdapter
 METADATA_KEY = "emuedit.pack"
 _ADAPTER = "adapter."
 _TENSORS = ("v", "adapter")
+_STORED_NAMES = {"editor_fingerprint": "base"}
+"""Field -> its name in the file, where they differ."""
 _LEARN_AGAIN = "learn it again on this editor (`emuedit learn`, or the stage inversion)"
 
 
@@ -36,8 +38,8 @@ class TaskPack:
 
     name: str
     v: Tensor  # the task embedding [D_v]
-    base: str
-    """Fingerprint of its editor."""
+    editor_fingerprint: str
+    """Fingerprint of its editor; stored as `base`."""
     n_examples: int
     record: dict[str, Any]
     """Training params and results."""
@@ -53,7 +55,7 @@ def save(pack: TaskPack, file: str | Path) -> None:
     """Write the file atomically."""
     file = Path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
-    metadata = {key: value for key, value in vars(pack).items() if key not in _TENSORS}
+    metadata = {_STORED_NAMES.get(key, key): value for key, value in vars(pack).items() if key not in _TENSORS}
     tensors = {"v": pack.v}
     if pack.adapter is not None:
         tensors |= {f"{_ADAPTER}{name}": tensor for name, tensor in pack.adapter.tensors().items()}
@@ -70,13 +72,18 @@ def load(file: str | Path) -> TaskPack:
         v = tensors.pop("v")
         adapter = TaskAdapter.from_tensors(tensors) if tensors else None
         instructions = tuple(metadata.pop("instructions", ()))
-        return TaskPack(v=v, adapter=adapter, instructions=instructions, **metadata)
+        editor_fingerprint = metadata.pop(_STORED_NAMES["editor_fingerprint"])
+        return TaskPack(v=v, adapter=adapter, editor_fingerprint=editor_fingerprint, instructions=instructions, **metadata)
 
 
-def read_base(file: str | Path) -> str:
-    """`base` of a pack; reads only the file's header. Raises TaskPackError, which names the file, for an invalid file."""
+def read_editor_fingerprint(file: str | Path) -> str:
+    """The fingerprint of a pack's editor; reads only the file's header.
+
+    Raises TaskPackError, which names the file, for an invalid file.
+    """
     with _reading(file) as content:
-        return str(json.loads((content.metadata() or {})[METADATA_KEY])["base"])
+        metadata = json.loads((content.metadata() or {})[METADATA_KEY])
+        return str(metadata[_STORED_NAMES["editor_fingerprint"]])
 
 
 @contextmanager
@@ -96,13 +103,13 @@ def check_replaceable(file: Path, editor_fingerprint: str) -> None:
     if not file.exists():
         return
     try:
-        base = read_base(file)
+        other = read_editor_fingerprint(file)
     except TaskPackError:
         content = "is not a task pack"
     else:
-        if base == editor_fingerprint:
+        if other == editor_fingerprint:
             return
-        content = f"is the pack of another editor, {base}; this one is {editor_fingerprint}"
+        content = f"is the pack of another editor, {other}; this one is {editor_fingerprint}"
     raise TaskPackError(f"want a new name, got {file.stem!r}: {file} {content}; choose another name, or move that file away")
 
 
@@ -118,8 +125,8 @@ def check(pack: TaskPack, editor_fingerprint: str, tasks: Sequence[str] = ()) ->
     """Raise TaskPackError unless the pack was made for the network with this fingerprint, and its name is none of `tasks`."""
     if pack.name in tasks:
         raise TaskPackError(f"want a pack of a new task, got {pack.name!r}, which the editor already has; remove that one first")
-    if pack.base != editor_fingerprint:
+    if pack.editor_fingerprint != editor_fingerprint:
         raise TaskPackError(
-            f"want a pack for the editor {editor_fingerprint}, got {pack.name!r}, made for {pack.base}: an embedding works only "
-            f"with its own network; {_LEARN_AGAIN}"
+            f"want a pack for the editor {editor_fingerprint}, got {pack.name!r}, made for {pack.editor_fingerprint}: an "
+            f"embedding works only with its own network; {_LEARN_AGAIN}"
         )

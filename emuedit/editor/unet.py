@@ -108,6 +108,11 @@ def extend_unet(unet: Any, d_v: int, change_mask: bool = True) -> Any:
     return extended.eval()
 
 
+def has_change_mask(unet: Any, channels: int) -> bool:
+    """Whether an editor's U-Net has a change-mask head: more output channels than the C latent channels."""
+    return bool(unet.config.out_channels > channels)
+
+
 def fingerprint(net: EditorUNet, dtype: torch.dtype) -> str:
     """Hash (16 hex digits) of all weights that a task embedding depends on, in their stored precision."""
     digest = hashlib.blake2b(digest_size=8)

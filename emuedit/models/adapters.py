@@ -7,6 +7,9 @@ import torch
 
 from emuedit.models import model_sources
 
+UNET_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+"""Name suffixes of the linear layers of every attention in a diffusers U-Net, as in diffusers' LoRA scripts."""
+
 
 def inject(model: Any, layers: Sequence[str], **settings: Any) -> None:
     """Add adapters to the linear layers with these names, trainable and in float32. `settings`: of peft's LoraConfig."""

@@ -99,9 +99,7 @@ def read(root: Path, seconds: Mapping[str, float]) -> Ledger | None:
     summaries = {stage: read_summary(folder) for stage, folder in files.items()}
     counts: dict[str, Counts] = {stage: summary.counts for stage, summary in summaries.items()}
     tasks = summaries["instructions"].params.get("tasks", ()) if "instructions" in summaries else ()
-    params_file = root / config.PARAMS_FILE
-    has_section = params_file.exists() and SECTION in config.read_yaml(params_file)
-    settings = config.load(LedgerSettings, SECTION, params_file) if has_section else LedgerSettings()
+    settings = config.load_optional(LedgerSettings, SECTION, root / config.PARAMS_FILE)
     return make(counts, tasks, seconds, settings)
 
 

@@ -58,9 +58,7 @@ class Remeasurement:
 
 def read_gate_settings(root: Path) -> GateSettings:
     """The section `promotion` of the workspace's `params.yaml`; the defaults if there is none."""
-    file = root / config.PARAMS_FILE
-    has_section = file.exists() and SECTION in config.read_yaml(file)
-    return config.load(GateSettings, SECTION, file) if has_section else GateSettings()
+    return config.load_optional(GateSettings, SECTION, root / config.PARAMS_FILE)
 
 
 def compare_with_champion(

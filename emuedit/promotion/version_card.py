@@ -13,7 +13,7 @@ from emuedit.promotion.gate import OVERALL
 from emuedit.tasks import ALL_TASKS, find_task
 from emuedit.tracking import registry, runs
 from emuedit.tracking.registry import ModelVersion
-from emuedit.tracking.service_errors import hide_password
+from emuedit.tracking.service_errors import one_line
 
 FOLDER = "cards"
 """Folder of the run's artifacts with the cards of the model and of its data."""
@@ -139,8 +139,7 @@ def update(number: int) -> None:
         if version.run_id and runs.is_active(version.run_id):
             runs.log_text(version.run_id, CARD, render(version))
     except Exception as error:  # of MLflow, its database or its artifact store
-        reason = " ".join(hide_password(str(error)).split())[:300]
-        print(f"== the card of version {number} was not written: {reason}; the next decision writes it", flush=True)
+        print(f"== the card of version {number} was not written: {one_line(error)}; the next decision writes it", flush=True)
 
 
 def _gate(tags: Mapping[str, str]) -> str:

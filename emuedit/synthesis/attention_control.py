@@ -19,8 +19,8 @@ from emuedit.models.attention_processor import HookedAttnProcessor, install_proc
 from emuedit.synthesis.attention_features import AttentionFeatures
 
 
-class MaskControl:
-    """Masks, sources and injection flags of the current batch.
+class MaskControl(HookedAttnProcessor):
+    """Attention that injects queries and keys and mixes outputs, by the masks, sources and injection flags of the current batch.
 
     Call `set`, or `set_recorded` for sources whose attention was recorded, before every forward pass of the U-Net.
     """
@@ -68,7 +68,7 @@ class MaskControl:
         self._token_masks: dict[int, Tensor] = {}  # number of tokens of a layer -> M [R, N, 1]
         self._self_layer = self._layer = 0  # self-attentions and attentions done in this forward pass
 
-    def inject_qk(self, query: Tensor, key: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    def process_qk(self, query: Tensor, key: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Replace queries, keys and their mask [R, ...] of injected rows by those of their sources."""
         self._check_rows(query)
         layer, self._self_layer = self._self_layer, self._self_layer + 1
@@ -80,7 +80,7 @@ class MaskControl:
         query = torch.where(inject, self._recorded(self._features.queries[layer]), query)
         return query, torch.where(inject, self._recorded(self._features.keys[layer]), key), mask
 
-    def mix(self, out: Tensor) -> Tensor:
+    def process_output(self, out: Tensor) -> Tensor:
         """Mix a layer's outputs [R, N, D] with those of their sources by M."""
         self._check_rows(out)
         layer, self._layer = self._layer, self._layer + 1
@@ -105,24 +105,9 @@ class MaskControl:
             raise ValueError(f"the MaskControl was set for {self._n_rows} rows, the forward pass has {len(rows)}; set it again")
 
 
-class SoftMaskProcessor(HookedAttnProcessor):
-    """Attention that injects queries and keys and mixes outputs as set in a MaskControl."""
-
-    def __init__(self, control: MaskControl) -> None:
-        self.control = control
-
-    def process_qk(self, query: Tensor, key: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Inject the queries and keys of the sources."""
-        return self.control.inject_qk(query, key, mask)
-
-    def process_output(self, out: Tensor) -> Tensor:
-        """Mix the outputs with those of the sources."""
-        return self.control.mix(out)
-
-
 @contextmanager
 def mask_control(unet: Any) -> Iterator[MaskControl]:
     """Context manager that controls every attention layer of a U-Net, see `attention_processor.install_processor`."""
     control = MaskControl()
-    with install_processor(unet, SoftMaskProcessor(control)):
+    with install_processor(unet, control):
         yield control

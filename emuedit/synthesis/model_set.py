@@ -69,8 +69,8 @@ class ModelSet:
         annotate: Any = config.import_function(self.world.annotators, "annotate")
         if not dataclasses.is_dataclass(annotate):
             return annotate
-        ours = {"device": ("auto", self.runtime.device), "depth": (None, self._path("depth"))}
-        filled = {name: value for name, (unset, value) in ours.items() if getattr(annotate, name, value) == unset}
+        defaults = {"device": ("auto", self.runtime.device), "depth": (None, self._path("depth"))}
+        filled = {name: value for name, (unset, value) in defaults.items() if getattr(annotate, name, value) == unset}
         names = [field.name for field in dataclasses.fields(annotate) if field.init and field.name != "device"]
         texts = {name: value for name in names if isinstance(value := getattr(annotate, name), str) and value}
         paths = {name: str(self.root / value) for name, value in texts.items() if (self.root / value).exists()}

@@ -147,7 +147,7 @@ class Sampler:
         M_z = soft_mask.resize(M, trajectory.z.shape[-2], trajectory.z.shape[-1])  # [K, 1, h, w]
         source_of = torch.tensor([variant.source for variant in variants], device=device)
         text = self.base_model.encode_text([variant.caption for variant in variants])
-        text = _lean_pooled_text(text, trajectory.text, source_of, M)
+        text = _blend_pooled_text(text, trajectory.text, source_of, M)
         scale = torch.tensor([variant.guidance_scale for variant in variants], device=device)
         null = self.base_model.null_text(1)
         z = trajectory.z[plan.start, source_of]  # [K, C, h, w]
@@ -255,7 +255,7 @@ class Sampler:
         return self.predict_guided(denoiser, step, z, text, null, scale)[0][n_sources:]
 
 
-def _lean_pooled_text(text: TextCondition, source: TextCondition, source_of: Tensor, M: Tensor) -> TextCondition:
+def _blend_pooled_text(text: TextCondition, source: TextCondition, source_of: Tensor, M: Tensor) -> TextCondition:
     """Interpolate SDXL's pooled text between source and variant by the mean of M.
 
     Pooled text is added to the time embedding, which has no mask, so at M = 0 it must be the source's. Ours.

@@ -1,6 +1,6 @@
 """Experiment tracking, the only code of emuedit that imports MLflow: metrics of stages, runs of flows, the registry.
 
-`stats` writes metrics, `runs` logs runs of flows, `registry` registers models.
+`mlflow_client` connects, `stats` writes metrics, `runs` logs runs of flows, `registry` registers models.
 """
 
 from emuedit.tracking.stats import Tracker, read_stats, replay

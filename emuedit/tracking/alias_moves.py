@@ -19,9 +19,9 @@ import time
 
 from emuedit.process_identity import UnchangedTimer
 from emuedit.tracking import move_tickets
+from emuedit.tracking.mlflow_client import client
 from emuedit.tracking.move_tickets import ABANDONED, DONE, MOVING, REFUSED, WAITING, Kind, Move
 from emuedit.tracking.registry import MODEL_NAME, ModelVersion, RegistryError, get_version, has_version, version_at
-from emuedit.tracking.runs import client
 
 CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous", "challenger"
 _REFRESH_S = 5.0

@@ -14,8 +14,8 @@ from functools import partial
 from typing import Any, Literal, TypeVar
 
 from emuedit.process_identity import pid_space, start_mark, user_at_host
+from emuedit.tracking.mlflow_client import client
 from emuedit.tracking.registry import MODEL_NAME
-from emuedit.tracking.runs import client
 
 T = TypeVar("T")
 Kind = Literal["promotion", "rollback", "challenger", "repair"]

@@ -15,7 +15,7 @@ from typing import Any
 from emuedit.data.atomic_file import link_or_copy
 from emuedit.data.file_manifest import SETTINGS_FILE, write_manifest
 from emuedit.tracking import model_cache, model_signature, moved_store, service_errors, signed_files
-from emuedit.tracking.runs import client
+from emuedit.tracking.mlflow_client import client
 from emuedit.tracking.service_errors import hide_password, shown_uri
 from emuedit.tracking.store_address import tracking_uri
 
@@ -229,7 +229,7 @@ def _download(source: _ModelSource, uri: str, folder: Path) -> Path:
         if not is_missing and not service_errors.is_away(error):
             raise
         service_errors.check()
-        reason = " ".join(hide_password(str(error)).split())[:300]
+        reason = service_errors.one_line(error)
         if not is_missing:
             problem = f"a download from the artifact store of {shown_uri()} failed ({reason}); solve this and try again"
             raise service_errors.ServiceError(f"{uri} was not downloaded, because {problem}") from error

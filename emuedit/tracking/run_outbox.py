@@ -8,7 +8,6 @@ Repeated uploads are safe, because an entry records its run once it exists. Entr
 """
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from emuedit.data.atomic_file import replacing
+from emuedit.failures import NO_LOCKS
 from emuedit.tracking import runs, service_errors
 from emuedit.tracking.stats import PARENT_RUN_ENV
 
@@ -29,7 +29,6 @@ LOCK = FOLDER.with_name(f"{FOLDER.name}.lock")
 _ENTRY, _FILES, _STATS = "run.json", "files", "stats"
 _REJECTED = ".rejected-"
 _RETRAIN = "retrain"
-_NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ def send_all(root: Path) -> list[str]:
                     raise
                 rejected = _rejected(entry)
                 entry.replace(rejected)
-                reason = " ".join(service_errors.hide_password(str(error)).split())[:200]
+                reason = service_errors.one_line(error, 200)
                 print(f"== not uploaded: {reason}; the run is stored in {rejected.relative_to(root)}", flush=True)
     return sent
 
@@ -125,7 +124,7 @@ def _locked(root: Path) -> Iterator[None]:
             print(f"== another process uploads the runs in {FOLDER}; waiting until it ends", flush=True)
             fcntl.flock(stream, fcntl.LOCK_EX)
         except OSError as error:
-            if error.errno not in _NO_LOCKS:
+            if error.errno not in NO_LOCKS:
                 raise
         yield
 

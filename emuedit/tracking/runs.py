@@ -12,8 +12,14 @@ from types import MappingProxyType
 from typing import Any
 
 from emuedit.tracking import service_errors
-from emuedit.tracking.stats import RUN_UID_TAG, create_experiment, last_status, read_stats, replay
-from emuedit.tracking.stats import client as client
+from emuedit.tracking.mlflow_client import (
+    MAX_METRICS_PER_REQUEST,
+    MAX_PARAMS_PER_REQUEST,
+    batches,
+    client,
+    create_experiment,
+)
+from emuedit.tracking.stats import RUN_UID_TAG, last_status, read_stats, replay
 from emuedit.tracking.store_address import tracking_uri
 
 log = logging.getLogger(__name__)
@@ -21,8 +27,6 @@ log = logging.getLogger(__name__)
 EXPERIMENT = "emuedit"
 WORKSPACE_TAG = "emuedit.workspace"
 """Tag of a run with the machine and the folder in which its flow runs."""
-_MAX_PER_REQUEST = 100  # params or tags; MLflow refuses more
-_MAX_METRICS_PER_REQUEST = 1000  # MLflow refuses more
 _MAX_VALUE_CHARS = 5000  # of a tag or a param
 _INVALID_KEY_CHARS = re.compile(r"[^\w\-./ :]")  # refused by MLflow
 
@@ -97,13 +101,13 @@ def log_run(
 
     mlflow, now_ms = client(), int(time.time() * 1000)
     run_params = [Param(key, str(value)[:_MAX_VALUE_CHARS]) for key, value in flatten(params)]
-    for batch in _batches(run_params, _MAX_PER_REQUEST):
+    for batch in batches(run_params, MAX_PARAMS_PER_REQUEST):
         mlflow.log_batch(run_id, params=batch)
     run_tags = [RunTag(_INVALID_KEY_CHARS.sub("_", key), value[:_MAX_VALUE_CHARS]) for key, value in tags.items()]
-    for batch in _batches(run_tags, _MAX_PER_REQUEST):
+    for batch in batches(run_tags, MAX_PARAMS_PER_REQUEST):
         mlflow.log_batch(run_id, tags=batch)
     run_metrics = [Metric(key, float(value), now_ms, 0) for key, value in flatten(metrics) if isinstance(value, int | float)]
-    for batch in _batches(run_metrics, _MAX_METRICS_PER_REQUEST):
+    for batch in batches(run_metrics, MAX_METRICS_PER_REQUEST):
         mlflow.log_batch(run_id, metrics=batch)
     with service_errors.transferring():
         for name, path in files.items():
@@ -229,8 +233,3 @@ def read_metrics_file(path: Path) -> Any:
 
     text = path.read_text(encoding="utf-8")
     return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-
-
-def _batches(items: list[Any], size: int) -> Iterator[list[Any]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]

@@ -112,6 +112,11 @@ def hide_password(text: str) -> str:
     return _PASSWORD_OF_QUERY.sub(r"\1***", _PASSWORD.sub(r"\1:***@", text))
 
 
+def one_line(error: BaseException, max_chars: int = 300) -> str:
+    """The text of an error on one line, without passwords, cut after `max_chars` characters."""
+    return " ".join(hide_password(str(error)).split())[:max_chars]
+
+
 def shown_uri() -> str:
     """The URI of MLflow for messages, without passwords."""
     return hide_password(tracking_uri())
@@ -141,8 +146,8 @@ def local(work: str) -> Iterator[None]:
             raise
         filename = getattr(error, "filename", None)
         if filename is None:
-            reason = " ".join(hide_password(str(error)).split())[:300]
-            raise LocalError(f"want {work}, got {type(error).__name__}: {reason}; solve this and try again") from error
+            problem = f"{type(error).__name__}: {one_line(error)}"
+            raise LocalError(f"want {work}, got {problem}; solve this and try again") from error
         raise LocalError(
             f"want {work}, got {getattr(error, 'strerror', '')}: {filename}; correct this file or folder, or its permissions"
         ) from error

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from emuedit.data.file_manifest import MANIFEST_FILE, ManifestError, check_manifest, hash_files, write_manifest
-from emuedit.tracking.runs import client
+from emuedit.tracking.mlflow_client import client
 
 MANIFEST_TAG = "emuedit.manifest"
 """Tag of a version with the hash of its manifest, 64 hex digits."""

@@ -23,17 +23,22 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from emuedit.tracking.store_address import TRACKING_URI_ENV, tracking_uri
+from emuedit.tracking.mlflow_client import (
+    MAX_METRICS_PER_REQUEST,
+    MAX_PARAMS_PER_REQUEST,
+    batches,
+    client,
+    create_experiment,
+)
+from emuedit.tracking.service_errors import hide_password
+from emuedit.tracking.store_address import TRACKING_URI_ENV
 
 log = logging.getLogger(__name__)
 
 PARENT_RUN_ENV = "EMUEDIT_PARENT_RUN"
 RUN_UID_TAG = "emuedit.run"
 """Tag with the uid of a stats file, by which its run is found instead of being created twice."""
-_MAX_METRICS_PER_REQUEST = 1000  # MLflow refuses more
-_MAX_PARAMS_PER_REQUEST = 100  # MLflow refuses more
 _SHORT_TIMEOUTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
-_NO_LINKS_ENV = "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"
 _MIN_INTERVAL_S = 1.0  # between requests, so that a fast loop does not wait for one at every step
 _FIRST_PAUSE_S, _MAX_PAUSE_S = 30.0, 600.0  # after a failure
 
@@ -154,8 +159,6 @@ class _Mirror:
             log.warning("%s: metrics go to stats.jsonl only", error)
         except Exception as error:  # errors of the server, of a proxy or of the disk have no common type
             if not self._warned:
-                from emuedit.tracking.service_errors import hide_password  # which imports this module
-
                 reason = hide_password(str(error))[:200]
                 log.warning("MLflow is not reachable: the run continues, stats.jsonl keeps all metrics (%s)", reason)
             self._warned = True
@@ -171,7 +174,7 @@ class _Mirror:
             batch: list[Any] = []
             n_lines = 0
             for line in self.waiting:
-                if batch and len(batch) + len(line["metrics"]) > _MAX_METRICS_PER_REQUEST:
+                if batch and len(batch) + len(line["metrics"]) > MAX_METRICS_PER_REQUEST:
                     break
                 batch += [Metric(key, float(value), line["ms"], line["step"]) for key, value in line["metrics"].items()]
                 n_lines += 1
@@ -205,32 +208,9 @@ class _Mirror:
             experiment_id = experiment_ids[0] if experiment_ids else create_experiment(self._client, name)
             run = self._client.create_run(experiment_id, tags=tags, run_name=run_name)
         params = [Param(key, str(value)) for key, value in self._head["params"].items()]
-        for start in range(0, len(params), _MAX_PARAMS_PER_REQUEST):
-            self._client.log_batch(run.info.run_id, params=params[start : start + _MAX_PARAMS_PER_REQUEST])
+        for batch in batches(params, MAX_PARAMS_PER_REQUEST):
+            self._client.log_batch(run.info.run_id, params=batch)
         self._run_id = run.info.run_id
-
-
-def create_experiment(mlflow: Any, name: str) -> str:
-    """Create an experiment and return its id; that of the existing one if another process created it first."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return str(mlflow.create_experiment(name))
-    except MlflowException as error:
-        experiment = mlflow.get_experiment_by_name(name) if error.error_code == "RESOURCE_ALREADY_EXISTS" else None
-        if experiment is None:
-            raise
-        return str(experiment.experiment_id)
-
-
-def client() -> Any:
-    """An MlflowClient for `tracking_uri()`, which prints no link after a run if the link would contain a password."""
-    from mlflow.tracking import MlflowClient
-
-    uri = tracking_uri()
-    if "@" in uri:
-        os.environ.setdefault(_NO_LINKS_ENV, "true")
-    return MlflowClient(tracking_uri=uri)
 
 
 @contextlib.contextmanager

@@ -52,12 +52,12 @@ class GraphedPasses:
                 self._losses = self._run(batch, draws)
             self._graph = graph
         else:
-            for address, value in zip(self._inputs, _tensors((batch, draws)), strict=True):
-                if address.shape != value.shape:
+            for static_input, value in zip(self._inputs, _tensors((batch, draws)), strict=True):
+                if static_input.shape != value.shape:
                     raise ValueError(
-                        f"want inputs of one shape in every step of a CUDA graph, got {address.shape} and {value.shape}"
+                        f"want inputs of one shape in every step of a CUDA graph, got {static_input.shape} and {value.shape}"
                     )
-                address.copy_(value, non_blocking=True)
+                static_input.copy_(value, non_blocking=True)
         self._graph.replay()
         assert self._losses is not None
         return self._losses.clone()

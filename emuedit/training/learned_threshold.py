@@ -43,8 +43,9 @@ def choose_change_threshold(
         seeds = range(settings.seed, settings.seed + len(images))
         for rows, edit in sampler.raw_edits(images, instructions, [name] * len(images), settings, seeds):
             for number, alpha in enumerate(thresholds):
-                same = [alpha] * len(rows)
-                weight = preservation.edit_weight(images[rows], edit, [name] * len(rows), settings, sampler.parts.factor, same)
+                weight = preservation.edit_weight(
+                    images[rows], edit, [name] * len(rows), settings, sampler.parts.factor, {name: alpha}
+                )
                 edited = compositing.blend(images[rows], edit.image, weight)
                 distances[number] += (edited - results[rows]).abs().mean((1, 2, 3)).sum()
     finally:

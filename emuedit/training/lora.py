@@ -15,8 +15,6 @@ from torch import nn
 from emuedit import config
 from emuedit.models import adapters
 
-ADAPTED = ("to_q", "to_k", "to_v", "to_out.0")
-"""The linear layers of every attention, as in diffusers' LoRA scripts."""
 LAYERS_WITH_NEW_INPUTS = ("conv_in", "class_embedding")
 """Layers of the U-Net that an editor adds, or widens at the input."""
 NEW_LAYERS = (*LAYERS_WITH_NEW_INPUTS, "conv_out")
@@ -42,7 +40,8 @@ def add_adapters(unet: Any, settings: LoraSettings, frozen_dtype: torch.dtype = 
     unet.requires_grad_(False)
     nn.Module.to(unet, frozen_dtype)
     alpha = settings.alpha or settings.rank
-    adapters.inject(unet, ADAPTED, r=settings.rank, lora_alpha=alpha, use_dora=settings.dora, init_lora_weights="gaussian")
+    options = {"r": settings.rank, "lora_alpha": alpha, "use_dora": settings.dora, "init_lora_weights": "gaussian"}
+    adapters.inject(unet, adapters.UNET_ATTENTION, **options)
     for name in NEW_LAYERS:
         unet.get_submodule(name).float().requires_grad_(True)
 

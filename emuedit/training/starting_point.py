@@ -18,7 +18,7 @@ from emuedit.data.dependencies import SUMMARY_FILE
 from emuedit.data.publish import read_summary
 from emuedit.editor import checkpoint, package_folder
 from emuedit.editor.checkpoint import FrozenParts
-from emuedit.editor.unet import EditorUNet
+from emuedit.editor.unet import EditorUNet, has_change_mask
 from emuedit.models import text_to_image
 from emuedit.models.text_to_image import TextToImageModel
 from emuedit.runtime import seed_for
@@ -78,7 +78,7 @@ class StartingPoint:
                 base_model = text_to_image.load(self.folder, "cpu")
                 return checkpoint.from_base_model(base_model, d_v, tasks, change_mask), base_model
             net, parts, _ = checkpoint.load(self.folder, "cpu", torch.float32)
-            has_mask = net.unet.config.out_channels > parts.channels
+            has_mask = has_change_mask(net.unet, parts.channels)
             if has_mask != change_mask:
                 raise StartError(
                     f"want train.change_mask {str(has_mask).lower()}, as the editor {self.reference} was trained, got "

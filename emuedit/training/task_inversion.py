@@ -115,7 +115,7 @@ class LearnedTask:
         return TaskPack(
             name=settings.task,
             v=self.v,
-            base=fingerprint,
+            editor_fingerprint=fingerprint,
             n_examples=settings.n_examples,
             record=figures | dict(origin),
             adapter=self.adapter,

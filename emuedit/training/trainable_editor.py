@@ -100,8 +100,8 @@ class TrainableEditor(nn.Module):
         With FSDP all processes must sample the same.
         """
         pipeline, device = self.parts.pipeline, self.device
-        visitors = [part for part in (pipeline.vae, *self.parts.text_encoders) if part.device != device]
-        for part in visitors:
+        moved_parts = [part for part in (pipeline.vae, *self.parts.text_encoders) if part.device != device]
+        for part in moved_parts:
             part.to(device)
         self.eval()
         try:
@@ -109,7 +109,7 @@ class TrainableEditor(nn.Module):
                 yield EditSampler(self.net, FrozenParts(pipeline), "", self.dtype)
         finally:
             self.train()
-            for part in visitors:
+            for part in moved_parts:
                 part.to("cpu")
 
     def tokenized(self, batch: Batch, fixed_shape: bool = False) -> Batch:

@@ -58,7 +58,7 @@ def check_processes(settings: TrainSettings, processes: TrainingProcesses, n_siz
         f"{settings.accumulation_steps} accumulation steps": settings.accumulation_steps > 1,
         "float16": settings.dtype == "float16",
     }
-    reasons = [name for name, is_so in got.items() if is_so]
+    reasons = [name for name, applies in got.items() if applies]
     if settings.cuda_graph and reasons:
         raise TrainingError(
             "want one GPU, one image size, one pass per step and float32 or bfloat16 for train.cuda_graph, got "

@@ -9,7 +9,7 @@ import pytest
 
 from emuedit.operations.health import server_checks
 from emuedit.operations.servers import http_probe
-from emuedit.tracking import registry, service_errors, stats
+from emuedit.tracking import mlflow_client, registry, service_errors, stats
 from flows import dvc_graph, prefect_access, retrain
 from flows.retrain_result import RetrainResult
 from tests.doors.fake_servers import broken_server
@@ -42,6 +42,12 @@ def uri(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 )
 def test_only_the_password_is_hidden(text: str, expected: str) -> None:
     assert service_errors.hide_password(text) == expected
+
+
+def test_an_error_becomes_one_line_without_passwords() -> None:
+    error = ValueError(f"GET http://a:{PASSWORD}@host\n  failed")
+    assert service_errors.one_line(error) == "GET http://a:***@host failed"
+    assert service_errors.one_line(error, 3) == "GET"
 
 
 def test_the_report_of_a_retrain_says_where_the_run_is(uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -145,13 +151,13 @@ def test_an_account_in_the_address_reaches_the_server() -> None:
 
 
 def test_mlflow_prints_no_link_with_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setenv(stats._NO_LINKS_ENV, "")  # so that it is as before after the test
-    monkeypatch.delenv(stats._NO_LINKS_ENV)
+    monkeypatch.setenv(mlflow_client.NO_LINKS_ENV, "")  # so that it is as before after the test
+    monkeypatch.delenv(mlflow_client.NO_LINKS_ENV)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     run = b'{"run": {"info": {"run_id": "r1", "experiment_id": "1"}, "data": {}}, "run_info": {"run_id": "r1"}}'
     with broken_server(200, run) as url:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", url.replace("//", f"//user:{PASSWORD}@"))
         with contextlib.suppress(KeyError):
-            stats.client().set_terminated("r1", "FINISHED")
+            mlflow_client.client().set_terminated("r1", "FINISHED")
     output = capsys.readouterr()
     assert PASSWORD not in output.out + output.err

@@ -21,7 +21,7 @@ from tests.editor.tiny_pipelines import KINDS
 EditorFolder = Callable[[str], Path]
 CHANGES: dict[str, float] = {
     "image_guidance_scale": 1.3, "guidance_scale": 3.0, "guidance_rescale": 0.5, "preserve": 0.5, "change_threshold": 0.05,
-    "border_px": 5, "against_reconstruction": 0,
+    "background_threshold": 0.3, "border_px": 5, "against_reconstruction": 0,
 }  # fmt: skip
 SETTINGS, ARGUMENTS = EditSettings().with_changes({"steps": 2, **CHANGES}), {"num_inference_steps": 2, **CHANGES}
 FAST: dict[str, Any] = {"num_inference_steps": 1, "image_guidance_scale": 1.0, "guidance_scale": 1.0, "task": "local"}
@@ -74,6 +74,7 @@ def test_arguments_have_the_names_of_diffusers() -> None:
         "composite",
         "border_px",
         "change_threshold",
+        "background_threshold",
         "against_reconstruction",
     }
     assert diffusers_names <= our_names

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from emuedit import Editor, EditSettings
 from emuedit.editor import changed_area, preservation
 from emuedit.editor.sampling import EditSampler
-from emuedit.editor.sampling_options import SamplingOptions
+from emuedit.editor.sampling_options import RawEdit, SamplingOptions
 from emuedit.editor.unet import Prediction
 from emuedit.models.text_to_image import TextCondition
 
@@ -102,3 +102,21 @@ def test_shifts_of_a_batch_are_in_its_order(make_sampler: Callable[..., EditSamp
     arguments = (images, ["a"] * 3, ["remove"] * 3, SETTINGS, [0, 1, 2])
     edited = sampler.sample(*arguments, options=SamplingOptions(measure_shifts=True))
     assert edited.shifts_px == pytest.approx([0.0, 0.5, 1.0], abs=0.1)
+
+
+@pytest.mark.parametrize(("task", "threshold", "keeps"), [
+    ("background", 0.15, True), ("background", 0.0, False), ("background", 3.0, True), ("style", 0.15, False),
+    ("night", 0.15, False),
+])  # fmt: skip
+def test_objects_that_a_new_background_redraws_keep_their_pixels(task: str, threshold: float, keeps: bool) -> None:
+    before = torch.full((1, 3, 32, 32), -0.5)
+    before[..., 10:22, 10:22] = torch.tensor([0.6, -0.8, -0.8]).view(1, 3, 1, 1)
+    edited = before.clone()
+    edited[..., 10:22, 10:22] += 0.04  # d = 0.06
+    outside = torch.ones(32, 32, dtype=torch.bool)
+    outside[10:22, 10:22] = False
+    edited[..., outside] = 0.4
+    settings = EditSettings(background_threshold=threshold, border_px=0)
+    weight = preservation.edit_weight(before, RawEdit(edited, None, None), [task], settings, factor=4)
+    assert bool((weight[..., 12:20, 12:20] == 0).all()) is keeps
+    assert bool((weight[..., outside] == 1).all()) is (threshold < 3)

@@ -10,13 +10,13 @@ from emuedit.editor.settings import SettingsError
 DEFAULTS = {
     "steps": 20, "image_guidance_scale": 1.5, "guidance_scale": 5.0, "guidance_from": 0.0, "guidance_to": 1.0,
     "guidance_rescale": 0.0, "preserve": 1.0, "composite": 1, "border_px": 2,
-    "change_threshold": 0.03, "against_reconstruction": 1, "resolution": 0, "crop": 0, "seed": 0,
+    "change_threshold": 0.03, "background_threshold": 0.15, "against_reconstruction": 1, "resolution": 0, "crop": 0, "seed": 0,
 }  # fmt: skip
 BOUNDS: dict[str, tuple[float, float]] = {
     "steps": (1, 1000), "image_guidance_scale": (0, 100), "guidance_scale": (0, 100), "guidance_from": (0, 1),
     "guidance_to": (0, 1), "guidance_rescale": (0, 1),
-    "preserve": (0, 1), "composite": (0, 1), "border_px": (0, 64), "change_threshold": (0, 3), "against_reconstruction": (0, 1),
-    "resolution": (0, 16384), "crop": (0, 1), "seed": (0, 2**63 - 1),
+    "preserve": (0, 1), "composite": (0, 1), "border_px": (0, 64), "change_threshold": (0, 3), "background_threshold": (0, 3),
+    "against_reconstruction": (0, 1), "resolution": (0, 16384), "crop": (0, 1), "seed": (0, 2**63 - 1),
 }  # fmt: skip
 RENAMED = {
     "s_I": "image_guidance_scale", "s_T": "guidance_scale", "phi": "guidance_rescale", "hold": "preserve",

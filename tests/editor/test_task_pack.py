@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,17 @@ def test_a_pack_adds_its_task_to_the_editor_it_was_made_for(make_sampler: MakeSa
     assert sampler.tasks[-1] == "contour"
     assert sampler.inverted_tasks == ("contour",)
     assert torch.equal(sampler.net.table.rows(["contour"])[0], pack.v)
+
+
+def test_the_fingerprint_of_the_editor_has_its_stored_name(tmp_path: Path) -> None:
+    """Packs of earlier versions stay readable, and earlier versions read new ones."""
+    from safetensors import safe_open
+
+    task_pack.save(TaskPack("contour", torch.zeros(6), "ab" * 8, 8, {}), tmp_path / "contour.safetensors")
+    with safe_open(tmp_path / "contour.safetensors", framework="pt") as content:
+        stored = json.loads(content.metadata()[task_pack.METADATA_KEY])
+    assert list(stored) == ["name", "base", "n_examples", "record", "instructions", "change_threshold"]
+    assert stored["base"] == task_pack.read_editor_fingerprint(tmp_path / "contour.safetensors") == "ab" * 8
 
 
 @pytest.mark.slow

@@ -45,7 +45,8 @@ def test_without_a_change_mask_head_the_network_has_the_base_models_outputs(kind
     base_model = make_base_model(kind)
     with_head = checkpoint.from_base_model(base_model, 6)
     without = EditorUNet(unet.extend_unet(base_model.unet, 6, change_mask=False), with_head.table, base_model.factor)
-    assert without.unet.config.out_channels == base_model.channels
+    assert not unet.has_change_mask(without.unet, base_model.channels)
+    assert unet.has_change_mask(with_head.unet, base_model.channels)
     z_t, c_I = noise(2, 2, base_model.channels, 8, 8)
     text = base_model.encode_text(["a star", "a ring"])
     with torch.no_grad():

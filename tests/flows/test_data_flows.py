@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from emuedit.operations import yield_ledger
-from emuedit.tracking import run_outbox, runs, service_errors
+from emuedit.tracking import mlflow_client, run_outbox, runs, service_errors
 from flows import dvc_graph, lineage_events, publication, retrain_lock, run_history, run_stage, yield_record
 from tests.operations.test_yield_ledger import publish_workspace
 
@@ -17,8 +17,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.usefixture
 
 def read_runs() -> list[Any]:
     """Runs of flows, the oldest first."""
-    experiment = runs.client().get_experiment_by_name(runs.EXPERIMENT)
-    return list(reversed(runs.client().search_runs([experiment.experiment_id])))
+    experiment = mlflow_client.client().get_experiment_by_name(runs.EXPERIMENT)
+    return list(reversed(mlflow_client.client().search_runs([experiment.experiment_id])))
 
 
 def read_artifacts() -> dict[str, Any]:
@@ -74,7 +74,7 @@ def test_a_refresh_up_to_the_kept_pairs_has_a_ledger(project: Path, store: str, 
     (project / "data/dataset").rename(project / "kept")
     (project / "dvc.yaml").write_text("stages:\n  dataset:\n    cmd: cp -r kept data/dataset\n    outs: [data/dataset]\n")
     result = data_flows.refresh_data("dataset", "data: new captions")
-    run = runs.client().get_run(result["run_id"])
+    run = mlflow_client.client().get_run(result["run_id"])
     assert run.data.metrics["yield.add.kept"] == 20
     assert runs.read_text(result["run_id"], yield_ledger.ARTIFACT) is not None
     assert '"task": "add"' in read_artifacts()["yield"]
@@ -90,7 +90,7 @@ def test_a_refresh_waits_for_a_retrain_in_the_folder(
     try_to_lock, read = retrain_lock._Attempt.lock, dvc_graph.read
 
     def hold() -> None:
-        with retrain_lock.exclusive(project, print):
+        with retrain_lock.exclusive(project):
             has_lock.set()
             may_end.wait(60)
             ended.set()
@@ -153,6 +153,6 @@ def test_without_mlflow_a_refresh_is_stored_for_later(
     assert result["run_id"] == ""
     assert set(result["stages"]) == {"first"}
     (run_id,) = run_outbox.send_all(project)
-    assert runs.client().get_run(run_id).info.run_name == "refresh-data"
-    tags = runs.client().get_run(run_id).data.tags
+    assert mlflow_client.client().get_run(run_id).info.run_name == "refresh-data"
+    tags = mlflow_client.client().get_run(run_id).data.tags
     assert (tags["reason"], tags["stages.why"]) == ("data: new captions", "first: never run here")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from emuedit.tracking import registry, runs
+from emuedit.tracking import mlflow_client, registry
 from flows import dvc_graph, flow_artifacts
 from flows.retrain_result import RetrainResult
 from flows.run_history import RunLine
@@ -71,7 +71,7 @@ def test_the_results_link_to_the_run_the_version_and_the_reports(
     graph: dvc_graph.Graph, created: Created, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = SimpleNamespace(get_run=lambda run_id: SimpleNamespace(info=SimpleNamespace(experiment_id="7")))
-    monkeypatch.setattr(runs, "client", lambda: client)
+    monkeypatch.setattr(mlflow_client, "client", lambda: client)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:5ecret@mlflow.example.org/prefix/")
     version = registry.ModelVersion(3, "run1")
     flow_artifacts.publish(RetrainResult({}, "run1", version), "person: a", graph)
@@ -91,7 +91,7 @@ def test_without_a_server_there_are_no_links_and_an_error_is_printed(
     assert flow_artifacts.links("run1", 3, []) == []
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     assert flow_artifacts.links("", 3, []) == []
-    monkeypatch.setattr(runs, "client", SimpleNamespace)  # without get_run
+    monkeypatch.setattr(mlflow_client, "client", SimpleNamespace)  # without get_run
     assert flow_artifacts.links("run1", 3, []) == []
     assert "== no links to MLflow: " in capsys.readouterr().out
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from emuedit.promotion import comparison
-from emuedit.tracking import registry, runs
+from emuedit.tracking import mlflow_client, registry, runs
 from emuedit.tracking.registry import ModelVersion
 from emuedit.tracking.service_errors import LocalError, ServiceError
 from flows import dvc_graph, release
@@ -113,6 +113,6 @@ def test_a_retrain_whose_model_was_not_registered_fails_at_its_end(
     assert len(published) == 1, "want the data pushed all the same"
     assert "retrain: not registered: this account lacks the permission; the same command resumes" in capsys.readouterr().err
     assert '"outcome": "failed: not registered: this account lacks the permission"' in (project / run_history.FILE).read_text()
-    assert runs.client().get_run(published[0]).info.status == "FINISHED"
+    assert mlflow_client.client().get_run(published[0]).info.status == "FINISHED"
     assert retrain.main([]) == 0
     assert registry.version_at("champion") is not None

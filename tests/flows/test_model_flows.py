@@ -11,7 +11,7 @@ import pytest
 
 from emuedit.promotion import promote as promotion
 from emuedit.promotion.gate import Measurement
-from emuedit.tracking import alias_moves, registry, runs
+from emuedit.tracking import alias_moves, mlflow_client, registry
 from emuedit.tracking.registry import ModelVersion
 from emuedit.tracking.service_errors import ServiceError
 from flows import dvc_graph, model_flows
@@ -28,7 +28,7 @@ def store_with_champion(empty_store: Path, home: Path, tmp_path_factory: pytest.
     with pytest.MonkeyPatch.context() as patch:
         set_environment(patch, home)
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/draft.db")
-        client = runs.client()
+        client = mlflow_client.client()
         client.create_registered_model(registry.MODEL_NAME)
         for number in (1, 2):
             client.create_model_version(registry.MODEL_NAME, f"nowhere/{number}")
@@ -110,7 +110,7 @@ def test_backfill_measures_all_versions_with_the_judge_of_now(promoted: list[dic
     assert model_flows.backfill.fn() == {1: 0.5, 2: 1.0}
     tags = registry.get_version(2).tags
     assert (tags["edit_success"], tags["edit_success.items"]) == ("1.0000", "now")
-    description = runs.client().get_model_version(registry.MODEL_NAME, "2").description
+    description = mlflow_client.client().get_model_version(registry.MODEL_NAME, "2").description
     assert description.startswith("Edit success 1.0000 measured by the last backfill. ")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from emuedit import cli
-from emuedit.tracking import registry, run_outbox, runs
+from emuedit.tracking import mlflow_client, registry, run_outbox, runs
 from flows import dvc_graph, release, retrain
 from flows.retrain_options import RetrainOptions
 from tests.doors.fake_servers import broken_server
@@ -17,8 +17,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 def retrain_runs() -> list[dict[str, str]]:
     """Tags of the runs of retrains that have ended."""
-    experiment = runs.client().get_experiment_by_name(runs.EXPERIMENT)
-    listed = runs.client().search_runs([experiment.experiment_id], "attributes.status = 'FINISHED'")
+    experiment = mlflow_client.client().get_experiment_by_name(runs.EXPERIMENT)
+    listed = mlflow_client.client().search_runs([experiment.experiment_id], "attributes.status = 'FINISHED'")
     return [run.data.tags for run in listed if "stages.run" in run.data.tags]
 
 
@@ -43,7 +43,7 @@ def test_a_retrain_trains_without_mlflow_and_sends_its_run_later(
     assert "1 of 1 pending runs uploaded" in capsys.readouterr().out
     (tags,) = retrain_runs()
     assert tags["stages.run"] == "first, branch@x-1, branch@y-1, network, scores"
-    child = runs.client().get_run(tags["run.network"])
+    child = mlflow_client.client().get_run(tags["run.network"])
     assert child.data.metrics == {"loss": 0.5}
     assert run_outbox.entries(project) == []
     assert retrain.main([]) == 0
@@ -67,7 +67,7 @@ def test_a_run_that_was_opened_before_the_outage_is_completed(
     (project / "reports/metrics.json").write_text("{}")  # of a later retrain
     second = release.start(project)
     assert "uploaded to MLflow: the run" in capsys.readouterr().out
-    run = runs.client().get_run(run_id)
+    run = mlflow_client.client().get_run(run_id)
     assert (run.info.status, run.data.metrics) == ("FINISHED", {"edit_success.emuedit.overall": 0.5})
     assert second != run_id
 
@@ -108,14 +108,14 @@ def test_a_run_that_cannot_be_ended_after_a_failed_registration_is_named(
     output = capsys.readouterr().out
     assert f"the run {run_id} stays open: MLflow at sqlite:///" in output
     release.start(project)
-    assert runs.client().get_run(run_id).info.status == "KILLED", "as the line says"
+    assert mlflow_client.client().get_run(run_id).info.status == "KILLED", "as the line says"
 
 
 def test_a_deleted_experiment_is_restored(project: Path, store: str, capsys: pytest.CaptureFixture[str]) -> None:
     first = release.start(project)
-    experiment_id = runs.client().get_run(first).info.experiment_id
-    runs.client().delete_experiment(experiment_id)
+    experiment_id = mlflow_client.client().get_run(first).info.experiment_id
+    mlflow_client.client().delete_experiment(experiment_id)
     second = release.start(project)
     assert "'emuedit' had been deleted in MLflow; restored it" in capsys.readouterr().out
-    assert runs.client().get_run(second).info.experiment_id == experiment_id
+    assert mlflow_client.client().get_run(second).info.experiment_id == experiment_id
     assert not runs.restore_experiment()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from emuedit.tracking import registry, runs
+from emuedit.tracking import mlflow_client, registry, runs
 from flows import dvc_graph, flow_process, publication, retrain, run_history, run_stage, stage_outputs
 from flows.run_stage import StageCall
 
@@ -62,7 +62,7 @@ def test_a_second_retrain_has_nothing_to_do(
         "network": {"branch@x-1", "branch@y-1"},
         "scores": {"network"},
     }
-    tags = runs.client().get_run(champion.run_id).data.tags
+    tags = mlflow_client.client().get_run(champion.run_id).data.tags
     assert tags["stages.why"].startswith("first: never run here; branch@x-1: never run here")
 
     monkeypatch.setattr(flow_process, "run_flow", lambda _: pytest.fail("Prefect was started for nothing"))
@@ -73,7 +73,7 @@ def test_a_second_retrain_has_nothing_to_do(
     output = capsys.readouterr().out
     assert output.startswith("Nothing to do: all 5 stages are up to date, and registered.")
     assert "models:/emuedit-editor/1 (as before)" in output
-    assert len(runs.client().search_model_versions("name = 'emuedit-editor'")) == 1
+    assert len(mlflow_client.client().search_model_versions("name = 'emuedit-editor'")) == 1
 
 
 def test_failures_are_retried_by_their_kind_and_why_it_ran_is_kept(
@@ -112,7 +112,7 @@ if what == "network":
     assert (project / "halved.txt").read_text() == "1"
     champion = registry.version_at("champion")
     assert champion is not None
-    tags = runs.client().get_run(champion.run_id).data.tags
+    tags = mlflow_client.client().get_run(champion.run_id).data.tags
     assert (tags["reason"], tags["stages.skipped"]) == ("schedule: weekly", "")
     assert "Retrain (schedule: weekly)" in shell("git", "log", "-1", "--format=%s", "retrained", cwd=project)
     assert pipeline.retrain(reason="schedule: weekly")["skipped"] == "skipped: all 3 stages are up to date, and registered"
@@ -153,7 +153,7 @@ def test_a_failure_names_the_stage_and_the_next_run_resumes(
     assert "stage branch@y-1 failed with exit status 255" in output.err
     assert "disk is full" in output.err
     assert output.err.splitlines()[-1].endswith("exit status 255; its output is above; the same command resumes")
-    run = runs.client().search_runs([runs.client().get_experiment_by_name(runs.EXPERIMENT).experiment_id])[0]
+    run = mlflow_client.client().search_runs([mlflow_client.client().get_experiment_by_name(runs.EXPERIMENT).experiment_id])[0]
     assert run.info.status == "FAILED"
     assert set(dvc_graph.read(project).stale()) == {"branch@y-1", "network", "scores"}
     (project / "in.txt").write_text("0.7")

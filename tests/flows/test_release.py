@@ -12,7 +12,7 @@ import pytest
 from emuedit.promotion import lineage, promote
 from emuedit.promotion.gate import GateError
 from emuedit.promotion.promotion_commands import format_models
-from emuedit.tracking import alias_moves, model_signature, registry, runs
+from emuedit.tracking import alias_moves, mlflow_client, model_signature, registry, runs
 from flows import dvc_graph, release
 from flows.retrain_options import RetrainOptions
 
@@ -93,16 +93,16 @@ def test_from_first_model_to_refusal_to_next_champion(
     assert tags["run_id"] == better.run_id == better.version.run_id
     assert tags["dvc.models/editor"] == "hash0.6.dir"
     assert len(tags["dvc.lock"]) == 16
-    run = runs.client().get_run(better.run_id)
+    run = mlflow_client.client().get_run(better.run_id)
     assert run.info.status == "FINISHED"
     assert run.data.params == {"first.size": "3", "scores.settings.steps": "7", "scores.settings.guidance_scale": "3.0"}
     assert run.data.metrics == {
         "edit_success.identity.overall": 0.1, "edit_success.emuedit.overall": 0.6, "edit_success.emuedit.local": 0.6
     }  # fmt: skip
     assert run.data.tags["dtype.network"] == "float32"
-    child = runs.client().get_run(run.data.tags["run.network"])
+    child = mlflow_client.client().get_run(run.data.tags["run.network"])
     assert child.data.metrics == {"loss": 0.5}
-    artifacts = [artifact.path for artifact in runs.client().list_artifacts(better.run_id, "reports")]
+    artifacts = [artifact.path for artifact in mlflow_client.client().list_artifacts(better.run_id, "reports")]
     assert artifacts == ["reports/metrics.json"], "without the evaluated pictures"
     assert runs.read_text(better.run_id, "promotion/table.txt") == better.decision.table()
     assert lineage.read_file(better.version, "dvc.lock") == (project / "dvc.lock").read_text()
@@ -121,6 +121,7 @@ def test_from_first_model_to_refusal_to_next_champion(
         "composite": 1,
         "border_px": 2,
         "change_threshold": 0.03,
+        "background_threshold": 0.15,
         "against_reconstruction": 1,
         "resolution": 0,
         "crop": 0,
@@ -171,7 +172,8 @@ def test_a_version_whose_retrain_was_killed_before_the_gate_is_decided_about_by_
         with pytest.raises(KeyboardInterrupt):
             release.finish(graph, release.start(project), {}, RetrainOptions())
     assert aliases() == [None, 1, None]
-    runs.client().delete_registered_model_alias(registry.MODEL_NAME, "challenger")  # as if it was killed a moment earlier
+    client = mlflow_client.client()
+    client.delete_registered_model_alias(registry.MODEL_NAME, "challenger")  # as if it was killed a moment earlier
     assert release.find_registered(graph) is None, "a version without a decision is unfinished work"
     result = release.finish(graph, release.start(project), {}, RetrainOptions())
     assert aliases() == [1, None, None]
@@ -184,9 +186,9 @@ def test_a_version_whose_retrain_was_killed_before_the_gate_is_decided_about_by_
 def test_a_run_left_open_by_a_killed_flow_is_closed_by_the_next(workspace: str, store: str) -> None:
     killed, other = runs.start_run("retrain", workspace), runs.start_run("retrain", "elsewhere")
     sent_later = runs.start_run("retrain", workspace)  # as `emuedit sync` does beside a retrain
-    assert runs.client().get_run(killed).info.status == "RUNNING"
+    assert mlflow_client.client().get_run(killed).info.status == "RUNNING"
     runs.end_open_runs(workspace)
-    states = [runs.client().get_run(run_id).info.status for run_id in (killed, sent_later, other)]
+    states = [mlflow_client.client().get_run(run_id).info.status for run_id in (killed, sent_later, other)]
     assert states == ["KILLED", "KILLED", "RUNNING"]
 
 
@@ -197,7 +199,7 @@ def test_the_next_pod_closes_the_run_of_a_killed_one(project: Path, store: str, 
     for host in ("retrain-x7k2p", "retrain-9fq4d"):
         monkeypatch.setattr("socket.gethostname", lambda host=host: host)
         run_ids.append(release.start(project))
-    assert [runs.client().get_run(run_id).info.status for run_id in run_ids] == ["KILLED", "RUNNING"]
+    assert [mlflow_client.client().get_run(run_id).info.status for run_id in run_ids] == ["KILLED", "RUNNING"]
 
 
 @pytest.mark.slow

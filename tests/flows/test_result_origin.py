@@ -8,7 +8,7 @@ import pytest
 from emuedit.config import ParamsError
 from emuedit.git import GitError
 from emuedit.promotion import lineage, version_card
-from emuedit.tracking import registry, runs
+from emuedit.tracking import mlflow_client, registry, runs
 from flows import dvc_graph, release, result_origin
 from flows.retrain_options import RetrainOptions
 
@@ -66,7 +66,7 @@ def test_what_is_committed_and_edited_during_a_retrain_is_not_its_origin(
     assert (version.tags["git.commit"], version.tags["git.dirty"], version.tags["git.changes"]) == (first, "false", "")
     assert lineage.read_file(version, "params.yaml") == params
     assert lineage.read_file(version, "dvc.lock") == LOCK
-    assert runs.client().get_run(version.run_id).data.params["scores.settings.steps"] == "7"
+    assert mlflow_client.client().get_run(version.run_id).data.params["scores.settings.steps"] == "7"
     assert '"steps": 7' in (registry.download_version(version.uri) / "settings.json").read_text()
     assert f"commit   {first} (clean)" in lineage.format_text(version, [])
 
@@ -74,7 +74,7 @@ def test_what_is_committed_and_edited_during_a_retrain_is_not_its_origin(
     assert "| gate | promoted: edit success 0.500 against 0.100 of the identity baseline" in card
     assert "| local | 0.500 | - |" in card
     assert runs.read_text(version.run_id, "cards/dataset/card.md") == "# Data card: the world"
-    description = runs.client().get_model_version(registry.MODEL_NAME, "1").description
+    description = mlflow_client.client().get_model_version(registry.MODEL_NAME, "1").description
     assert description.startswith("Edit success 0.5000 in its own evaluation. Gate: promoted")
 
     result_origin.tag_published(version, "retrained", "b" * 40)

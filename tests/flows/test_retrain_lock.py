@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ HOLD = """
 import sys
 from pathlib import Path
 from flows import retrain_lock
-with retrain_lock.exclusive(Path(), print):
+with retrain_lock.exclusive(Path()):
     print("in", flush=True)
     sys.stdin.read()
 """
@@ -39,23 +40,29 @@ def start_owner(folder: Path) -> "subprocess.Popen[str]":
     return owner
 
 
+def call_at_wait(monkeypatch: pytest.MonkeyPatch, act: Callable[[str], object]) -> None:
+    """Call a function with the line that a waiting retrain prints."""
+    monkeypatch.setattr(retrain_lock, "print", lambda line, flush: act(line), raising=False)
+
+
 @pytest.mark.slow
 def test_a_second_retrain_waits_for_the_first_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retrain_lock, "_POLL_S", 0.05)
     lines: list[str] = []
     with start_owner(tmp_path) as owner:
 
-        def say(text: str) -> None:
-            lines.append(text)
+        def end_owner(line: str) -> None:
+            lines.append(line)
             assert owner.stdin
             threading.Timer(0.3, owner.stdin.close).start()
 
-        with exclusive(tmp_path, say) as has_waited:
+        call_at_wait(monkeypatch, end_owner)
+        with exclusive(tmp_path) as has_waited:
             assert has_waited
             assert owner.wait(10) == 0
             assert json.loads((tmp_path / FILE).read_text())["pid"] == os.getpid()
     (line,) = lines
-    assert line.startswith(f"another retrain is running in this folder (process {owner.pid}, since ")
+    assert line.startswith(f"== another retrain is running in this folder (process {owner.pid}, since ")
     assert (tmp_path / FILE).read_text() == ""
 
 
@@ -65,36 +72,37 @@ def test_the_flow_that_has_the_lock_is_named(tmp_path: Path, monkeypatch: pytest
     has_lock, may_end = threading.Event(), threading.Event()
 
     def refresh() -> None:
-        with exclusive(tmp_path, pytest.fail, "refresh-data"):
+        with exclusive(tmp_path, "refresh-data"):
             has_lock.set()
             may_end.wait(10)
 
-    def say(text: str) -> None:
-        lines.append(text)
+    def end_owner(line: str) -> None:
+        lines.append(line)
         may_end.set()
 
+    call_at_wait(monkeypatch, end_owner)
     owner = threading.Thread(target=refresh)
     owner.start()
     has_lock.wait(10)
-    with exclusive(tmp_path, say) as has_waited:
+    with exclusive(tmp_path) as has_waited:
         assert has_waited
     owner.join()
-    assert lines[0].startswith(f"another refresh-data is running in this folder (process {os.getpid()}, since ")
+    assert lines[0].startswith(f"== another refresh-data is running in this folder (process {os.getpid()}, since ")
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", '{"pid": 1}', json.dumps({"pid": 2**22 - 1, "started_s": 1.0, "host": ""})])
 def test_a_lock_without_a_living_process_counts_for_nothing(tmp_path: Path, content: str) -> None:
     (tmp_path / FILE).parent.mkdir()
     (tmp_path / FILE).write_text(content.replace('"host": ""', f'"host": "{LockOwner.this_process().host}"'))
-    with exclusive(tmp_path, pytest.fail) as has_waited:
+    with exclusive(tmp_path) as has_waited:
         assert not has_waited
 
 
 def test_a_killed_retrain_does_not_lock(tmp_path: Path) -> None:
     with start_owner(tmp_path) as owner:
         owner.kill()
-    with exclusive(tmp_path, pytest.fail):
-        pass
+    with exclusive(tmp_path) as has_waited:
+        assert not has_waited
 
 
 def write_record_of_another_machine(folder: Path) -> None:
@@ -105,7 +113,7 @@ def write_record_of_another_machine(folder: Path) -> None:
 
 def test_the_lock_of_a_machine_that_is_gone_counts_for_nothing(tmp_path: Path) -> None:
     write_record_of_another_machine(tmp_path)  # such as of a pod that was killed: the next one has another host name
-    with exclusive(tmp_path, pytest.fail) as has_waited:
+    with exclusive(tmp_path) as has_waited:
         assert not has_waited
 
 
@@ -115,11 +123,12 @@ def test_two_retrains_of_one_process_take_turns(tmp_path: Path, monkeypatch: pyt
     waits = threading.Event()
 
     def retrain_again() -> None:
-        with exclusive(tmp_path, lambda text: waits.set()) as has_waited:
+        with exclusive(tmp_path) as has_waited:
             events.append(f"second, waited: {has_waited}")
 
+    call_at_wait(monkeypatch, lambda line: waits.set())
     second = threading.Thread(target=retrain_again)
-    with exclusive(tmp_path, pytest.fail):
+    with exclusive(tmp_path):
         second.start()
         assert waits.wait(10)
         events.append("first")
@@ -127,21 +136,19 @@ def test_two_retrains_of_one_process_take_turns(tmp_path: Path, monkeypatch: pyt
     assert events == ["first", "second, waited: True"]
 
 
-def test_a_retrain_that_waits_stops_at_once(tmp_path: Path) -> None:
+def test_a_retrain_that_waits_stops_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Interruption(BaseException):
         pass
 
     def interrupt(*_: object) -> None:
         raise Interruption
 
-    def start_timer(seconds: float) -> None:
-        signal.setitimer(signal.ITIMER_REAL, seconds)
-
+    call_at_wait(monkeypatch, lambda line: signal.setitimer(signal.ITIMER_REAL, 0.1))
     previous = signal.signal(signal.SIGALRM, interrupt)
     try:
-        with exclusive(tmp_path, pytest.fail):
+        with exclusive(tmp_path):
             start = time.monotonic()
-            with pytest.raises(Interruption), exclusive(tmp_path, lambda text: start_timer(0.1)):
+            with pytest.raises(Interruption), exclusive(tmp_path):
                 pytest.fail("two retrains at once")
             assert time.monotonic() - start < 0.9
     finally:
@@ -159,7 +166,7 @@ def test_a_lock_file_that_was_deleted_meanwhile_is_made_again(tmp_path: Path, mo
         return descriptor
 
     monkeypatch.setattr(retrain_lock, "_opened", open_and_lose)
-    with exclusive(tmp_path, lambda text: None):
+    with exclusive(tmp_path):
         assert json.loads((tmp_path / FILE).read_text())["pid"] == os.getpid()
 
 
@@ -177,14 +184,15 @@ def without_locks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("without_locks")
-def test_without_locks_a_record_that_stays_untouched_counts_for_nothing(tmp_path: Path) -> None:
+def test_without_locks_a_record_that_stays_untouched_counts_for_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_record_of_another_machine(tmp_path)
-    lines: list[str] = []
     start = time.monotonic()
-    with exclusive(tmp_path, lines.append) as has_waited:
+    with exclusive(tmp_path) as has_waited:
         assert has_waited
     assert 0.4 <= time.monotonic() - start < 10
-    (line,) = lines
+    (line,) = capsys.readouterr().out.splitlines()
     assert f"(process {os.getpid()} of elsewhere, since " in line
 
 
@@ -194,11 +202,11 @@ def test_without_locks_a_retrain_that_runs_is_waited_for(tmp_path: Path) -> None
     running, events = [True], []
 
     def retrain_again() -> None:
-        with exclusive(tmp_path, lambda text: None):
+        with exclusive(tmp_path):
             events.append(f"first runs: {running[0]}")
 
     second = threading.Thread(target=retrain_again)
-    with exclusive(tmp_path, pytest.fail):
+    with exclusive(tmp_path):
         second.start()
         second.join(0.8)  # longer than what counts as dead
         running[0] = False
@@ -211,11 +219,11 @@ def test_another_failure_of_the_lock_is_an_error(tmp_path: Path, monkeypatch: py
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(fcntl, "flock", fail)
-    with pytest.raises(LockError, match="want a folder whose files can be locked"), exclusive(tmp_path, pytest.fail):
+    with pytest.raises(LockError, match="want a folder whose files can be locked"), exclusive(tmp_path):
         pass
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / ".emuedit").write_text("a file")
-    with pytest.raises(LockError, match="want a writable folder"), exclusive(tmp_path, pytest.fail):
+    with pytest.raises(LockError, match="want a writable folder"), exclusive(tmp_path):
         pass

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from emuedit.tracking import runs
+from emuedit.tracking import mlflow_client, runs
 from flows import release, run_history
 from flows.run_history import RunLine
 from flows.stopping import Stopped
@@ -44,7 +44,7 @@ def test_the_run_in_mlflow_says_from_its_start_why_each_stage_is_run(project: Pa
     run_id = release.start(project)
     line = RunLine("refresh-data", "data: new captions", {"pairs": ("param pairs: modified", "follows captions")}, {}, run_id)
     run_history.store_reasons(line, ["captions", "pairs"])
-    run = runs.client().get_run(run_id)
+    run = mlflow_client.client().get_run(run_id)
     tags = run.data.tags
     assert (run.info.run_name, run.info.status) == ("refresh-data", "RUNNING")
     assert tags["reason"] == "data: new captions"
@@ -61,7 +61,7 @@ def test_an_error_of_mlflow_stops_no_run(
     def fail() -> None:
         raise ConnectionError("no route to http://me:5ecret@host")
 
-    monkeypatch.setattr(runs, "client", fail)
+    monkeypatch.setattr(mlflow_client, "client", fail)
     run_history.store_reasons(RunLine("retrain", "person: a", {}, {}, "run1"), [])
     assert "== the reasons are only in .emuedit/flow-runs.jsonl: no route to http://me:***@host" in capsys.readouterr().out
     run_history.store_reasons(RunLine("retrain", "person: a"), [])

@@ -10,7 +10,7 @@ from typing import IO, Any
 import pytest
 
 from emuedit import cli
-from emuedit.tracking import run_outbox, runs
+from emuedit.tracking import mlflow_client, run_outbox, runs
 from emuedit.tracking.run_outbox import RunResults
 from flows import release
 
@@ -40,7 +40,7 @@ def test_a_run_that_was_deleted_is_started_again_once(
 ) -> None:
     run_id = release.start(project)
     keep(project, run_id)
-    runs.client().delete_run(run_id)
+    mlflow_client.client().delete_run(run_id)
     with monkeypatch.context() as outage:
         outage.setattr(RunResults, "send", lambda *_: (_ for _ in ()).throw(ConnectionError("gone again")))
         with pytest.raises(ConnectionError):
@@ -120,5 +120,5 @@ def test_a_damaged_entry_is_put_aside(project: Path, store: str, capsys: pytest.
 
 
 def all_runs() -> list[Any]:
-    experiment = runs.client().get_experiment_by_name(runs.EXPERIMENT)
-    return list(runs.client().search_runs([experiment.experiment_id]))
+    experiment = mlflow_client.client().get_experiment_by_name(runs.EXPERIMENT)
+    return list(mlflow_client.client().search_runs([experiment.experiment_id]))

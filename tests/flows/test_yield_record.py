@@ -8,7 +8,7 @@ import pytest
 
 from emuedit.cli import main
 from emuedit.data_checks import pair_profile, reference_profile
-from emuedit.tracking import registry, runs
+from emuedit.tracking import mlflow_client, registry
 from flows import dvc_graph, flow_artifacts, release, yield_record
 from flows.retrain_options import RetrainOptions
 from tests.data_checks.profiles import make_profile, make_vectors
@@ -43,7 +43,7 @@ def test_skipped_stages_cost_what_they_cost_when_they_ran(project: Path, store: 
     again = finish(project, hashes | {"dataset": "dataset-2"}, {"dataset": 5.0})
     assert again.ledger is not None
     assert again.ledger.seconds == {"captions": 10.0, "instructions": 100.0, "pairs": 300.0, "dataset": 5.0}
-    metrics = runs.client().get_run(again.run_id).data.metrics
+    metrics = mlflow_client.client().get_run(again.run_id).data.metrics
     assert metrics["yield.add.kept"] == 20
     assert metrics["yield.all.cost_per_kept"] == pytest.approx(415 * 0.001 / 90)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from emuedit.tracking import move_tickets, registry, runs
+from emuedit.tracking import mlflow_client, move_tickets, registry
 
 
 def number_at(alias: str) -> int | None:
@@ -13,7 +13,7 @@ def number_at(alias: str) -> int | None:
 
 def delete_version(version: int) -> None:
     """Delete a version in MLflow, as a person would in its UI. MLflow deletes its aliases with it."""
-    runs.client().delete_model_version(registry.MODEL_NAME, str(version))
+    mlflow_client.client().delete_model_version(registry.MODEL_NAME, str(version))
 
 
 def draw_ticket(version: int, pid_space: str | None = None, is_alive: bool = True) -> int:

@@ -22,7 +22,7 @@ from emuedit import process_identity
 from emuedit.promotion import promote
 from emuedit.promotion.gate import Decision, Measurement, decide
 from emuedit.promotion.gate_settings import GateSettings
-from emuedit.tracking import alias_moves, move_tickets, registry, runs
+from emuedit.tracking import alias_moves, mlflow_client, move_tickets, registry
 from tests.promotion.stores import draw_ticket, number_at
 
 
@@ -163,7 +163,7 @@ def test_promoting_a_champion_that_was_set_by_hand(versions: int, tmp_path: Path
     if is_refused:
         with pytest.raises(alias_moves.ChampionChangedError):
             alias_moves.move_champion(3, "better than 2", expected=2)
-    runs.client().set_registered_model_alias(registry.MODEL_NAME, "champion", "1")
+    mlflow_client.client().set_registered_model_alias(registry.MODEL_NAME, "champion", "1")
     outcome = promote.promote(registry.get_version(1), tmp_path, tmp_path)
     assert (outcome.decision.reason, outcome.move) == ("it is the champion already", None)
     alias_moves.move_champion(2, "measured", expected=1)

@@ -18,7 +18,7 @@ from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore
 from sqlalchemy import text
 
 from emuedit.operations.servers import postgres_server
-from emuedit.tracking import alias_moves, move_tickets, registry, runs
+from emuedit.tracking import alias_moves, mlflow_client, move_tickets, registry
 from tests.promotion.stores import number_at
 
 N_VERSIONS = 8
@@ -64,7 +64,7 @@ def many_versions(cluster: postgres_server.Postgres, monkeypatch: pytest.MonkeyP
     """URI of MLflow's tables in a database of PostgreSQL, with versions of the model."""
     uri = cluster.uri("mlflow")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    client = runs.client()
+    client = mlflow_client.client()
     client.create_registered_model(registry.MODEL_NAME)
     for number in range(1, N_VERSIONS + 1):
         client.create_model_version(registry.MODEL_NAME, f"nowhere/{number}")

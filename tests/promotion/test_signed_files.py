@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from emuedit.data.file_manifest import MANIFEST_FILE, ManifestError, write_manifest
-from emuedit.tracking import registry, runs, signed_files
+from emuedit.tracking import mlflow_client, registry, signed_files
 from emuedit.tracking.registry import ModelVersion
 from flows import release
 
@@ -24,7 +24,7 @@ def version(project: Path, store: str, weightless_model: None) -> ModelVersion:
 
 def stored_files(version: ModelVersion) -> Path:
     """Folder of a version in the artifact store."""
-    source = runs.client().get_model_version_download_uri(registry.MODEL_NAME, str(version.number))
+    source = mlflow_client.client().get_model_version_download_uri(registry.MODEL_NAME, str(version.number))
     return Path(source.removeprefix("file://"))
 
 
@@ -70,14 +70,14 @@ def test_files_and_code_of_a_version_are_checked_against_the_registry(version: M
     forget(registry.download_version(version.uri))
     model = registry.download_model(version.uri, tmp_path / "served")
     assert (model / "code/emuedit/editing/api.py").is_file()
-    runs.client().delete_model_version_tag(registry.MODEL_NAME, str(version.number), signed_files.MANIFEST_TAG)
+    mlflow_client.client().delete_model_version_tag(registry.MODEL_NAME, str(version.number), signed_files.MANIFEST_TAG)
     with pytest.raises(ManifestError, match=r"want the tag emuedit.manifest of models:/emuedit-editor/1 .*, got none"):
         registry.download_version(version.uri)
 
 
 @pytest.mark.slow
 def test_a_version_of_an_earlier_release_gives_a_warning(version: ModelVersion, capsys: pytest.CaptureFixture[str]) -> None:
-    runs.client().delete_model_version_tag(registry.MODEL_NAME, str(version.number), signed_files.MANIFEST_TAG)
+    mlflow_client.client().delete_model_version_tag(registry.MODEL_NAME, str(version.number), signed_files.MANIFEST_TAG)
     (stored_files(version) / MANIFEST_FILE).unlink()
     folder = registry.download_version(version.uri)
     assert (folder / "editor/model_index.json").is_file()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from emuedit.promotion import promote, version_card
-from emuedit.tracking import alias_moves, registry, runs
+from emuedit.tracking import alias_moves, mlflow_client, registry, runs
 from emuedit.tracking.registry import ModelVersion
 
 PARAMS = {
@@ -97,7 +97,7 @@ def test_a_version_without_these_tags_has_a_card_too() -> None:
 
 @pytest.mark.slow
 def test_a_decision_writes_card_and_description(store: str, tags: dict[str, str]) -> None:
-    client, run_id = runs.client(), runs.start_run("retrain", "here")
+    client, run_id = mlflow_client.client(), runs.start_run("retrain", "here")
     client.create_registered_model(registry.MODEL_NAME)
     client.create_model_version(registry.MODEL_NAME, "nowhere/1", run_id=run_id, tags=tags | {"gate.state": "pending"})
     version_card.update(1)

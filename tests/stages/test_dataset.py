@@ -132,10 +132,10 @@ def test_every_shard_of_pairs_has_a_shard_of_verdicts(tmp_path: Path, pairs: lis
     assert [len(read_shard(file, Verdict)) for file in sorted(out.glob("shard-*"))] == [2, 2, 0]
     assert [verdict.kept for verdict in verdicts] == [True, False, True, False]
     assert verdicts[1].reasons == ("dino_min", "l1_max")
-    assert verdicts[1].gates == FILTERS["local"]
+    assert verdicts[1].filters == FILTERS["local"]
     assert verdicts[1].scores == {"dino": 0.2, "l1": 0.5, "direction": 0.2}
     assert verdicts[3].reasons == ("not_best",)
-    assert (verdicts[3].gates, verdicts[3].task) == ({}, "depth")
+    assert (verdicts[3].filters, verdicts[3].task) == ({}, "depth")
     assert summary.counts == {
         "pairs": 4, "local.pairs": 2, "depth.pairs": 2, "kept": 2, "local.kept": 1, "depth.kept": 1, "kept_instructions": 2,
         "local.kept_instructions": 1, "depth.kept_instructions": 1, "dino_min": 1, "local.dino_min": 1, "l1_max": 1,

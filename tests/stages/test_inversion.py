@@ -86,7 +86,7 @@ def test_a_pack_is_published_that_the_editor_accepts(published: Path, editor: Ed
     assert set(summary.shards) == {"superres.safetensors"}
     assert summary.counts == {"tasks": 1, "examples": 4, "steps": 2}
     pack = editor.add_pack(published / inversion.OUT / "superres.safetensors")
-    assert (pack.name, pack.n_examples, pack.base) == ("superres", 4, editor.fingerprint)
+    assert (pack.name, pack.n_examples, pack.editor_fingerprint) == ("superres", 4, editor.fingerprint)
     assert pack.record["params"]["lr"] == params.lr
     edited = editor.sample(torch.zeros(1, 3, 64, 64), ["sharpen"], ["superres"], ONE_STEP).images
     assert edited.shape == (1, 3, 64, 64)

@@ -123,7 +123,7 @@ def test_mixed_folders_have_their_own_filters(tmp_path: Path, scored_pairs: list
     assert [verdict.pair_id for verdict in verdicts] == expected_ids, "want data/pairs first, then folders by name"
     assert [verdict.kept for verdict in verdicts] == [True, False, True, False, True, True, True, False, False]
     assert [verdict.reasons for verdict in verdicts[6:]] == [(), ("sim_min",), ("sim_missing",)]
-    assert (verdicts[6].gates, verdicts[4].gates) == ({"sim": {"min": 0.5}}, {})
+    assert (verdicts[6].filters, verdicts[4].filters) == ({"sim": {"min": 0.5}}, {})
     assert verdicts[6].scores == {"dino": None, "l1": None, "direction": None, "sim": 0.9}
     card = (tmp_path / dataset.OUT / "card.md").read_text()
     assert "| `data/plain` | `org/plain` | MIT | 2 | 2 | default: none |" in card

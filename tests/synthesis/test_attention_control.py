@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from emuedit.models.text_to_image import TextToImageModel
-from emuedit.synthesis.attention_control import MaskControl, SoftMaskProcessor, mask_control
+from emuedit.synthesis.attention_control import MaskControl, mask_control
 
 LAYERS: dict[str, dict[str, Any]] = {
     "self": {},
@@ -43,7 +43,7 @@ def test_without_mixing_the_result_equals_that_of_diffusers(options: dict[str, A
     n = 6 if context is None else 5
     mask = torch.where(torch.arange(n) == 1, -10000.0, 0.0).expand(2, 1, n) if masked else None
     expected = attn(x, context, attention_mask=mask)
-    attn.set_processor(SoftMaskProcessor(make_control([0, 1], torch.ones(2, 1, 3, 2), [False, False], (3, 2))))
+    attn.set_processor(make_control([0, 1], torch.ones(2, 1, 3, 2), [False, False], (3, 2)))
     assert torch.equal(attn(x, context, attention_mask=mask), expected)
 
 
@@ -54,7 +54,7 @@ def test_outputs_are_mixed_by_the_mask_of_every_token(context: torch.Tensor | No
     unmixed = attn(x, context)
     M = torch.ones(2, 1, 3, 2)
     M[1, 0] = torch.tensor([[0.0, 0.25], [0.5, 0.75], [1.0, 0.0]])
-    attn.set_processor(SoftMaskProcessor(make_control([0, 0], M, [False, False], (3, 2))))
+    attn.set_processor(make_control([0, 0], M, [False, False], (3, 2)))
     token_mask = M[1].reshape(6, 1)
     out = attn(x, context)
     assert torch.equal(out[0], unmixed[0])
@@ -63,7 +63,7 @@ def test_outputs_are_mixed_by_the_mask_of_every_token(context: torch.Tensor | No
 
 def test_injected_self_attention_has_the_maps_of_the_source() -> None:
     attn, x = attention_layer(), random_states(3, 6, 8)
-    attn.set_processor(SoftMaskProcessor(make_control([0, 0, 0], torch.ones(3, 1, 3, 2), [False, True, False], (3, 2))))
+    attn.set_processor(make_control([0, 0, 0], torch.ones(3, 1, 3, 2), [False, True, False], (3, 2)))
     out = attn(x)
 
     def split_heads(states: torch.Tensor) -> torch.Tensor:
@@ -72,14 +72,14 @@ def test_injected_self_attention_has_the_maps_of_the_source() -> None:
     P_source = (split_heads(attn.to_q(x[0])) @ split_heads(attn.to_k(x[0])).mT / 2).softmax(-1)
     expected = attn.to_out[0]((P_source @ split_heads(attn.to_v(x[1]))).transpose(0, 1).flatten(1))
     assert_close(out[1], expected, rtol=1e-5, atol=1e-6)
-    attn.set_processor(SoftMaskProcessor(make_control([0, 0, 0], torch.ones(3, 1, 3, 2), [False] * 3, (3, 2))))
+    attn.set_processor(make_control([0, 0, 0], torch.ones(3, 1, 3, 2), [False] * 3, (3, 2)))
     assert torch.equal(out[[0, 2]], attn(x)[[0, 2]])
 
 
 def test_cross_attention_is_not_injected() -> None:
     attn, x, context = attention_layer(cross_attention_dim=6), random_states(2, 6, 8), random_states(2, 5, 6)
     expected = attn(x, context)
-    attn.set_processor(SoftMaskProcessor(make_control([0, 0], torch.ones(2, 1, 3, 2), [False, True], (3, 2))))
+    attn.set_processor(make_control([0, 0], torch.ones(2, 1, 3, 2), [False, True], (3, 2)))
     assert torch.equal(attn(x, context), expected)
 
 
@@ -87,7 +87,7 @@ def test_processors_are_restored(base_model: TextToImageModel) -> None:
     before = base_model.unet.attn_processors
 
     def stop() -> None:
-        assert all(isinstance(processor, SoftMaskProcessor) for processor in base_model.unet.attn_processors.values())
+        assert all(isinstance(processor, MaskControl) for processor in base_model.unet.attn_processors.values())
         raise RuntimeError("stopped")
 
     with pytest.raises(RuntimeError, match="stopped"), mask_control(base_model.unet):

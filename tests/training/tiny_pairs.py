@@ -37,7 +37,7 @@ def write_pairs(root: Path, pairs: list[Pair], per_shard: int = 4) -> tuple[list
         write_shard(folders["pairs"] / f"shard-{number:05d}.parquet", shard, Pair)
         verdicts = [
             Verdict(
-                pair.id, kept=KEPT[n % 6], task=TASKS[n % 6], reasons=() if KEPT[n % 6] else ("clip",), gates={}, scores={}
+                pair.id, kept=KEPT[n % 6], task=TASKS[n % 6], reasons=() if KEPT[n % 6] else ("clip",), filters={}, scores={}
             )
             for n, pair in enumerate(shard, start)
         ]  # fmt: skip

@@ -75,7 +75,7 @@ def write_dataset(root: Path, counts: Mapping[str, int]) -> None:
     for task, n_pairs in tqdm(counts.items(), desc="exact pairs", unit="task"):
         for start in range(0, n_pairs, ROWS_PER_SHARD):
             pairs = build_pairs(build_edits(task, "train", start, min(ROWS_PER_SHARD, n_pairs - start)))
-            verdicts = [Verdict(pair.id, kept=True, task=pair.task, reasons=(), gates={}, scores={}) for pair in pairs]
+            verdicts = [Verdict(pair.id, kept=True, task=pair.task, reasons=(), filters={}, scores={}) for pair in pairs]
             write_shard(folders["pairs"] / f"shard-{shard_number:05d}.parquet", pairs, Pair)
             write_shard(folders["dataset"] / f"shard-{shard_number:05d}.parquet", verdicts, Verdict)
             shard_number += 1

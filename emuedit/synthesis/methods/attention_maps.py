@@ -32,8 +32,8 @@ class MapEdits:
     target_weight: Tensor  # float [E, L]
 
 
-class AttentionMapControl:
-    """Controls the attention layers in the current forward pass, and stores the maps recorded in all passes.
+class AttentionMapControl(HookedAttnProcessor):
+    """Attention that edits maps and shares queries and keys as set for the current forward pass; records maps over all passes.
 
     Call `set` before every forward pass of the U-Net.
     """
@@ -72,7 +72,15 @@ class AttentionMapControl:
         total, n_maps = self._recorded[n_tokens]
         return total / n_maps
 
-    def inject_qk(self, query: Tensor, key: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    def check_layer(self, attn: Any, hidden_states: Tensor) -> None:
+        """Raise ValueError for attention that is not over token sequences, such as a VAE's."""
+        if hidden_states.ndim != 3 or attn.spatial_norm is not None or attn.group_norm is not None:
+            raise ValueError(
+                "want attention over rows of tokens [R, N, D], as in a diffusion U-Net, "
+                f"got hidden states {tuple(hidden_states.shape)} or a layer with spatial or group norm"
+            )
+
+    def process_qk(self, query: Tensor, key: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Replace queries, keys and their mask [R, ...] of self-attention by the source's, in rows where this is set."""
         injected = self.max_self_tokens >= query.shape[-2]
         if not injected.any():
@@ -80,11 +88,26 @@ class AttentionMapControl:
         row = torch.where(injected, self.source_row, torch.arange(len(injected))).to(query.device)
         return query[row], key[row], None if mask is None else mask[row]
 
-    def needs_maps(self, n_tokens: int) -> bool:
-        """Whether the maps of a cross-attention layer with this many tokens are edited or recorded."""
-        return self.map_edits is not None or n_tokens in self.recorded_sizes
+    def attend(self, is_self_attention: bool, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """Compute explicit maps of the rows with text if they are edited or recorded, else fused attention."""
+        needs_maps = self.map_edits is not None or query.shape[2] in self.recorded_sizes
+        if is_self_attention or not needs_maps:
+            return super().attend(is_self_attention, query, key, value, mask)
+        first = self.first_text_row
+        null_mask, text_mask = (None, None) if mask is None else (mask[:first], mask[first:])
+        text_out = self._attend_with_maps(query[first:], key[first:], value[first:], text_mask)
+        if not first:
+            return text_out
+        null_out = super().attend(is_self_attention, query[:first], key[:first], value[:first], null_mask)
+        return torch.cat([null_out, text_out])
 
-    def edit_maps(self, P: Tensor) -> Tensor:
+    def _attend_with_maps(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """Scaled dot-product attention with explicit maps P = softmax(Q K^T / sqrt(d) + mask)."""
+        scores = (query * query.shape[-1] ** -0.5) @ key.mT  # in float16 a product before scaling may overflow
+        scores = scores if mask is None else scores + mask
+        return (self._edit_maps(scores.softmax(-1)).to(value.dtype) @ value).to(query.dtype)
+
+    def _edit_maps(self, P: Tensor) -> Tensor:
         """Record the maps P [R', heads, N, L] of the rows with text, then apply `map_edits`."""
         n_tokens = P.shape[2]
         if n_tokens in self.recorded_sizes:
@@ -99,46 +122,9 @@ class AttentionMapControl:
         return P.index_copy(0, rows, edited.to(P.dtype))
 
 
-class AttentionMapProcessor(HookedAttnProcessor):
-    """Attention controlled by an AttentionMapControl."""
-
-    def __init__(self, control: AttentionMapControl) -> None:
-        self.control = control
-
-    def check_layer(self, attn: Any, hidden_states: Tensor) -> None:
-        """Raise ValueError for attention that is not over token sequences, such as a VAE's."""
-        if hidden_states.ndim != 3 or attn.spatial_norm is not None or attn.group_norm is not None:
-            raise ValueError(
-                "want attention over rows of tokens [R, N, D], as in a diffusion U-Net, "
-                f"got hidden states {tuple(hidden_states.shape)} or a layer with spatial or group norm"
-            )
-
-    def process_qk(self, query: Tensor, key: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Inject the queries and keys of the sources."""
-        return self.control.inject_qk(query, key, mask)
-
-    def attend(self, is_self_attention: bool, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        """Compute explicit maps of the rows with text if they are needed, else fused attention."""
-        if is_self_attention or not self.control.needs_maps(query.shape[2]):
-            return super().attend(is_self_attention, query, key, value, mask)
-        first = self.control.first_text_row
-        null_mask, text_mask = (None, None) if mask is None else (mask[:first], mask[first:])
-        text_out = self._attend_with_maps(query[first:], key[first:], value[first:], text_mask)
-        if not first:
-            return text_out
-        null_out = super().attend(is_self_attention, query[:first], key[:first], value[:first], null_mask)
-        return torch.cat([null_out, text_out])
-
-    def _attend_with_maps(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        """Scaled dot-product attention with explicit maps P = softmax(Q K^T / sqrt(d) + mask)."""
-        scores = (query * query.shape[-1] ** -0.5) @ key.mT  # in float16 a product before scaling may overflow
-        scores = scores if mask is None else scores + mask
-        return (self.control.edit_maps(scores.softmax(-1)).to(value.dtype) @ value).to(query.dtype)
-
-
 @contextmanager
 def control_attention_maps(unet: Any) -> Iterator[AttentionMapControl]:
     """Context manager that controls every attention layer of a U-Net, see `attention_processor.install_processor`."""
     control = AttentionMapControl()
-    with install_processor(unet, AttentionMapProcessor(control)):
+    with install_processor(unet, control):
         yield control

@@ -169,7 +169,7 @@ class LatentCache:
             raise LatentCacheError(f"want pairs of one size in a batch, got (height, width) {sizes}; split them with by_bucket")
         mirrored = flip & (rows.mirrored_position[positions] >= 0)
         texts, files = rows.text[positions], _file_numbers(rows.shard[positions])
-        notes = self._gather("pairs", files, rows.row[positions])
+        pair_rows = self._gather("pairs", files, rows.row[positions])
         places = np.where(mirrored, rows.mirrored_position[positions], rows.position[positions])
         latent_parts = _file_numbers(rows.shard[positions], rows.part[positions])
         pairs = self._gather("latents", latent_parts, places, size=sizes[0])  # [B, 2, C, h, w]
@@ -181,8 +181,8 @@ class LatentCache:
             null=self._text(None),
             tasks=torch.from_numpy(rows.task[positions].astype(np.int64)),
             ids=rows.ids(positions),
-            instructions=tuple(instruction.decode() for instruction in notes["instruction"].tolist()),
-            sizes=torch.from_numpy(_size_conditions(notes, mirrored)),
+            instructions=tuple(instruction.decode() for instruction in pair_rows["instruction"].tolist()),
+            sizes=torch.from_numpy(_size_conditions(pair_rows, mirrored)),
         )
 
     def _gather(self, kind: str, file_of: NDArray[np.int64], row: NDArray[Any], size: Size | None = None) -> NDArray[Any]:
@@ -247,10 +247,10 @@ def _file_numbers(shard: NDArray[np.int32], part: NDArray[np.int32] | int = 0) -
     return shard.astype(np.int64) * MAX_PARTS + part
 
 
-def _size_conditions(notes: NDArray[Any], mirrored: NDArray[np.bool_]) -> NDArray[np.float32]:
+def _size_conditions(pair_rows: NDArray[Any], mirrored: NDArray[np.bool_]) -> NDArray[np.float32]:
     """SDXL's size conditions of the pairs, [B, 6]: original size, crop, target size (arXiv 2307.01952, section 2.2)."""
-    left = np.where(mirrored, notes["mirrored_left"], notes["crop"][:, 1])
-    return np.column_stack([notes["original"], notes["crop"][:, 0], left, notes["size"]]).astype(np.float32)
+    left = np.where(mirrored, pair_rows["mirrored_left"], pair_rows["crop"][:, 1])
+    return np.column_stack([pair_rows["original"], pair_rows["crop"][:, 0], left, pair_rows["size"]]).astype(np.float32)
 
 
 def _map_file(folder: Path, index: latent_files.CacheIndex, kind: str, number: int, size: Size | None) -> NDArray[Any]:

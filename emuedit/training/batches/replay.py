@@ -52,7 +52,7 @@ def write(out: Path, cache: LatentCache, folders: Sequence[Path], earlier: Path 
 
 
 def _write_shard(out: Path, number: int, pairs: list[Pair], tasks: dict[str, str]) -> None:
-    verdicts = [Verdict(pair.id, kept=True, task=tasks[pair.id], reasons=(), gates={}, scores={}) for pair in pairs]
+    verdicts = [Verdict(pair.id, kept=True, task=tasks[pair.id], reasons=(), filters={}, scores={}) for pair in pairs]
     write_shard(shard_path(out / REPLAY_PAIRS, number), pairs, Pair)
     write_shard(shard_path(out / REPLAY_VERDICTS, number), verdicts, Verdict)
 

@@ -7,7 +7,6 @@ from torch.testing import assert_close
 from emuedit.models.text_to_image import TextToImageModel
 from emuedit.synthesis.methods.attention_maps import (
     AttentionMapControl,
-    AttentionMapProcessor,
     MapEdits,
     control_attention_maps,
 )
@@ -60,7 +59,7 @@ def test_without_edits_the_result_equals_that_of_diffusers(options: dict[str, An
     n = 6 if context is None else 5
     mask = torch.where(torch.arange(n) == 1, -10000.0, 0.0).expand(2, 1, n) if masked else None
     expected = attn(x, context, attention_mask=mask)
-    attn.set_processor(AttentionMapProcessor(set_control(AttentionMapControl(), 2)))
+    attn.set_processor(set_control(AttentionMapControl(), 2))
     assert torch.equal(attn(x, context, attention_mask=mask), expected)
 
 
@@ -71,7 +70,7 @@ def test_attention_with_explicit_maps_agrees_with_diffusers(options: dict[str, A
     mask = torch.where(torch.arange(5) == 1, -10000.0, 0.0).expand(3, 1, 5) if masked else None
     expected = attn(x, context, attention_mask=mask)
     control = set_control(AttentionMapControl(), 3, first_text_row=1, recorded_sizes=frozenset({6}))
-    attn.set_processor(AttentionMapProcessor(control))
+    attn.set_processor(control)
     assert_close(attn(x, context, attention_mask=mask), expected, rtol=1e-5, atol=1e-6)
     assert control.mean_map(6).shape == (2, 6, 5)
     assert_close(control.mean_map(6).sum(-1), torch.ones(2, 6))
@@ -83,7 +82,7 @@ def test_edited_maps_follow_the_formula_of_the_paper() -> None:
     A, target_weight = random_states(1, 5, 5).abs(), random_states(1, 5).abs()
     edits = MapEdits(torch.tensor([3]), torch.tensor([2]), A, target_weight)
     control = set_control(AttentionMapControl(), 4, first_text_row=2, recorded_sizes=frozenset({6}), map_edits=edits)
-    attn.set_processor(AttentionMapProcessor(control))
+    attn.set_processor(control)
     edited = attn(x, context)
     assert_close(edited[:3], unedited[:3], rtol=1e-5, atol=1e-6)
     P_s, P_t = (attention_map(attn, x[row], context[row]) for row in (2, 3))
@@ -96,14 +95,14 @@ def test_explicit_maps_in_float16_do_not_overflow() -> None:
     """The product of these queries and keys is above the largest number of float16, their scores are not."""
     query, value = torch.full((1, 1, 2, 64), 40.0, dtype=torch.float16), torch.ones(1, 1, 3, 64, dtype=torch.float16)
     control = set_control(AttentionMapControl(), 1, recorded_sizes=frozenset({2}))
-    out = AttentionMapProcessor(control).attend(False, query, 40 * value, value, None)
+    out = control.attend(False, query, 40 * value, value, None)
     assert torch.equal(out, torch.ones_like(query))
 
 
 def test_recorded_maps_are_averaged_over_layers_and_steps() -> None:
     attn, x, context = attention_layer(cross_attention_dim=6), random_states(2, 6, 8), random_states(2, 5, 6)
     control = set_control(AttentionMapControl(), 2, recorded_sizes=frozenset({6}))
-    attn.set_processor(AttentionMapProcessor(control))
+    attn.set_processor(control)
     maps = []
     for factor in (1.0, -2.0):
         attn(factor * x, context)
@@ -117,7 +116,7 @@ def test_self_attention_is_injected_in_small_layers_only() -> None:
     attn, x = attention_layer(), random_states(3, 6, 8)
     expected = attn(x)
     settings = {"source_row": torch.tensor([0, 0, 0]), "max_self_tokens": torch.tensor([0, 6, 5])}
-    attn.set_processor(AttentionMapProcessor(set_control(AttentionMapControl(), 3, **settings)))
+    attn.set_processor(set_control(AttentionMapControl(), 3, **settings))
     out = attn(x)
     assert torch.equal(out[[0, 2]], expected[[0, 2]])
     assert_close(out[1], attend(attn, attention_map(attn, x[0], x[0]), x[1]), rtol=1e-5, atol=1e-6)
@@ -126,7 +125,7 @@ def test_self_attention_is_injected_in_small_layers_only() -> None:
 def test_processors_are_restored_and_adapters_are_refused(base_model: TextToImageModel) -> None:
     before = base_model.unet.attn_processors
     with control_attention_maps(base_model.unet):
-        assert all(isinstance(processor, AttentionMapProcessor) for processor in base_model.unet.attn_processors.values())
+        assert all(isinstance(processor, AttentionMapControl) for processor in base_model.unet.attn_processors.values())
     assert {name: id(p) for name, p in base_model.unet.attn_processors.items()} == {name: id(p) for name, p in before.items()}
 
     class Adapter:
@@ -143,6 +142,6 @@ def test_processors_are_restored_and_adapters_are_refused(base_model: TextToImag
 
 def test_attention_over_feature_maps_is_refused() -> None:
     attn = attention_layer(norm_num_groups=4, residual_connection=True)
-    attn.set_processor(AttentionMapProcessor(set_control(AttentionMapControl(), 2)))
+    attn.set_processor(set_control(AttentionMapControl(), 2))
     with pytest.raises(ValueError, match="over rows of tokens"):
         attn(random_states(2, 8, 3, 2))

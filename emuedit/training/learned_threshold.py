@@ -18,6 +18,10 @@ from emuedit.training.task_inversion import LearnedTask
 
 CANDIDATES = (0.1, 0.2, 0.3, 0.45, 0.6, 0.8)
 """Change thresholds to choose from, as sums over RGB in [0, 1]; Emu Edit's alpha is 0.03."""
+MIN_CHANGE = 0.1
+"""Smallest difference between input and result, in the channel that differs most, of a pixel that a result changes. Ours."""
+MAX_LOSS = 0.005
+"""Largest increase in the mean L1 distance, of values in [0, 1], of the pixels that the results change. Ours."""
 
 
 def choose_change_threshold(
@@ -30,14 +34,17 @@ def choose_change_threshold(
 ) -> float | None:
     """The candidate with which edits of N examples have the lowest mean L1 distance from their results.
 
-    before, after: images of the examples, uint8 [N, H, W, 3]. None if no candidate is better than the threshold of the settings,
-    and if that is 0 (off). Each example is edited once, with the seeds of `EditSampler.sample`; the sampler is not changed.
+    A candidate with which the pixels that the results change are farther from them by more than MAX_LOSS is not considered: an
+    inaccurate edit is nearer to the result where it is suppressed. None if no candidate is better than the threshold of the
+    settings, and if that is 0 (off). before, after: images of the examples, uint8 [N, H, W, 3]. Each example is edited once, with
+    the seeds of `EditSampler.sample`; the sampler is not changed.
     """
     if settings.change_threshold == 0:
         return None
     images, results = image_tensors.from_uint8(before), image_tensors.from_uint8(after)
+    changes = ((results - images).abs() / 2 > MIN_CHANGE).any(1)  # [N, H, W]
     thresholds, name = (0.0, *CANDIDATES), "learned task"  # no task has a name with a space
-    distances = torch.zeros(len(thresholds), dtype=torch.float64)
+    distances, of_changed = torch.zeros(2, len(thresholds), dtype=torch.float64)
     sampler.add_task(name, learned.v, learned.adapter)
     try:
         seeds = range(settings.seed, settings.seed + len(images))
@@ -47,8 +54,11 @@ def choose_change_threshold(
                     images[rows], edit, [name] * len(rows), settings, sampler.parts.factor, {name: alpha}
                 )
                 edited = compositing.blend(images[rows], edit.image, weight)
-                distances[number] += (edited - results[rows]).abs().mean((1, 2, 3)).sum()
+                distance = (edited - results[rows]).abs().mean(1) / 2  # [n, H, W]
+                distances[number] += distance.sum()
+                of_changed[number] += distance[changes[rows]].sum()
     finally:
         sampler.remove_task(name)
-    best = int(distances.argmin())
+    loses = (of_changed - of_changed[0]) / changes.sum().clamp(min=1) > MAX_LOSS
+    best = int(distances.masked_fill(loses, torch.inf).argmin())
     return thresholds[best] if best else None

@@ -12,7 +12,7 @@ import pytest
 Load = Callable[[str], ModuleType]
 PACKAGES = {
     "mlflow/tracking.py": "MlflowClient = None",
-    "emuedit/tracking/runs.py": "",
+    "emuedit/tracking/mlflow_client.py": "",
     "emuedit/tracking/registry.py": "def all_versions(): pass",
     "emuedit/tracking/alias_moves.py": """
 class Move:

@@ -2,6 +2,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from emuedit import cli
@@ -25,17 +26,20 @@ def test_without_flips_no_mirrored_copy_is_learned_from_and_the_pack_says_so(
     class Stopped(Exception):  # noqa: N818 - not an error
         pass
 
-    def pack(fingerprint: str, settings: Any, instructions: Any, origin: Any) -> None:
+    def pack(fingerprint: str, settings: Any, instructions: Any, origin: Any, change_threshold: float) -> None:
+        assert change_threshold == 0.3
         recorded.append(origin["settings"]["flip"])
         raise Stopped
 
+    pictures = SimpleNamespace(before=np.zeros(6), after=np.zeros(6))
     sampler = SimpleNamespace(resolution_px=32, grid_px=8, fingerprint="w")
     editor = SimpleNamespace(folder=tmp_path, sampler=sampler, settings=SimpleNamespace(resolution=None), reserved_names=())
     monkeypatch.setattr(api.Editor, "load", lambda model: editor)
     monkeypatch.setattr(package_folder, "editor_folder", lambda folder: folder)
     monkeypatch.setattr(example_folder, "read_examples", lambda folder, texts: [SimpleNamespace(instruction="links")] * 6)
-    monkeypatch.setattr(example_folder, "load_pictures", lambda *arguments: SimpleNamespace(before=None, after=None))
+    monkeypatch.setattr(example_folder, "load_pictures", lambda *arguments: pictures)
     monkeypatch.setattr(learn_task, "encode_split", encode)
+    monkeypatch.setattr(learn_task, "choose_change_threshold", lambda *arguments, **named: 0.3)
     monkeypatch.setattr(learn_task, "invert", lambda *arguments: SimpleNamespace(pack=pack))
     with pytest.raises(Stopped):
         cli.main(["learn", str(tmp_path), "--name", "cutout", *options])

@@ -179,7 +179,7 @@ def test_names_of_roles_and_issuers(tmp_path: Path, values: dict[str, str], mess
 
 def test_artifacts_of_mlflow_lie_where_the_roles_and_the_lifecycle_rules_are() -> None:
     (prefix,) = (block["prefix"]["default"] for block in blocks("variable") if "prefix" in block)
-    files = ("infra/compose.yaml", "docs/deployment.md", "emuedit/operations/servers/server_stack.py")
+    files = ("infra/compose.yaml", "docs/deployment.md", "emuedit/operations/servers/artifact_destination.py")
     for file in files:
         urls = re.findall(r"s3://[^/\s`]+/\S*mlflow\b", (ROOT / file).read_text())
         assert urls, file

@@ -99,6 +99,22 @@ def test_a_task_that_changes_every_pixel_gets_none(
 
 
 @pytest.mark.slow
+def test_an_edit_is_not_suppressed_because_it_is_inaccurate(
+    learned: tuple[EditSampler, LearnedTask], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thin line that is drawn beside its place: without any line, the edit would be nearer to the result."""
+    sampler, task = learned
+    before = np.full((2, SIZE, SIZE, 3), 120, np.uint8)
+    result, drawn = before.copy(), before.copy()
+    result[:, 16, 4:28] = drawn[:, 17, 4:20] = drawn[:, 16, 20:28] = (190, 120, 120)
+    draw(monkeypatch, sampler, drawn)
+    threshold = choose_change_threshold(sampler, task, before, result, ["draw a line"] * 2, SETTINGS)
+    sampler.add_task("line", task.v, None, threshold)
+    edited = sampler.sample(image_tensors.from_uint8(before), ["draw a line"] * 2, ["line"] * 2, SETTINGS)
+    assert (image_tensors.to_uint8(edited.images)[:, 16, 22:26, 0] > 150).all(), "what is right stays"
+
+
+@pytest.mark.slow
 def test_a_threshold_of_zero_in_the_settings_turns_that_of_the_task_off(
     learned: tuple[EditSampler, LearnedTask], monkeypatch: pytest.MonkeyPatch
 ) -> None:

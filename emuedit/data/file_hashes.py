@@ -78,7 +78,7 @@ class HashMemory:
     def hash_batch(self, files: Sequence[Path], advance: Callable[[int], None] = lambda _: None) -> list[str]:
         """The hash of each file, 'missing' if there is none; files of an unchanged version are not read."""
         keys = [self._key_of(file) for file in files]
-        n_settled_before_ns = time.time_ns() - int(SETTLED_S * 1e9)
+        settled_before_ns = time.time_ns() - int(SETTLED_S * 1e9)
         states = [_stat(file) for file in files]
         versions = [_version(state) for state in states]
         earlier = self._look_up(keys)
@@ -95,7 +95,7 @@ class HashMemory:
             hashes[keys[row]] = content
             state = states[row]
             if state is not None and _version(_stat(files[row])) == versions[row]:
-                if max(state.st_mtime_ns, state.st_ctime_ns) <= n_settled_before_ns:
+                if max(state.st_mtime_ns, state.st_ctime_ns) <= settled_before_ns:
                     settled.append((keys[row], versions[row], content))
                 else:
                     self._recent[keys[row]] = versions[row], content

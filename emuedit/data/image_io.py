@@ -36,6 +36,9 @@ _LEAST_EFFORT: dict[str, dict[str, int]] = {"PNG": {"compress_level": 1}, "WEBP"
 _JPEG_QUALITY = 95
 _JPEG_MAX_EXIF = 65533
 """Maximum size of a JPEG segment in bytes."""
+MIN_CHANGE = 0.1
+"""Minimum difference between input and reference result of a changed pixel, in the channel that differs most, in [0, 1]; less is
+noise, since JPEG compression and scaling of photographs change most pixels a little."""
 
 
 class ImageError(ValueError):

@@ -8,7 +8,6 @@ Memory: the texts of one shard, and about 300 bytes per kept pair.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -23,6 +22,7 @@ from emuedit.data import language
 from emuedit.data.file_hashes import MISSING
 from emuedit.data.filters import read_columns
 from emuedit.data.records import Pair
+from emuedit.data.text_hash import text_hash
 from emuedit.prompts.diversity import normalize_text
 from emuedit.training.batches.kept_pairs import KeptPairs, PairShard
 
@@ -98,7 +98,7 @@ class TextMeasures:
         self._exclude(CAPTIONS, 2 - len(pair.captions))
         if is_sampled and self.settings.languages:
             self._detect_language(pair, self.settings.languages)
-        instruction_id = _hash(pair.instruction_id)
+        instruction_id = text_hash(pair.instruction_id.encode())
         if instruction_id in self._instruction_ids:  # another candidate of the same instruction
             return
         self._instruction_ids.add(instruction_id)
@@ -107,11 +107,11 @@ class TextMeasures:
         if pair.is_imported:
             self._exclude(REPEATED, 1)
         else:
-            self.repeats.setdefault(pair.task, Counter())[_hash(instruction)] += 1
+            self.repeats.setdefault(pair.task, Counter())[text_hash(instruction.encode())] += 1
         captions = map(normalize_text, (pair.source_caption, pair.target_caption))
-        text_hash = _hash("\n".join((pair.task, instruction, *captions, pair.image)))
-        self._count(DUPLICATES, pair, text_hash in self._texts, pair.instruction)
-        self._texts.add(text_hash)
+        content = text_hash("\n".join((pair.task, instruction, *captions, pair.image)).encode())
+        self._count(DUPLICATES, pair, content in self._texts, pair.instruction)
+        self._texts.add(content)
 
     def figures(self) -> dict[str, float]:
         """Check -> measured value, for texts; without values that could not be measured."""
@@ -192,7 +192,3 @@ def read_texts(shard: PairShard, kept: KeptPairs, is_imported: bool) -> Iterable
 def shard_name(shard: PairShard, root: Path) -> str:
     """Display path of a shard."""
     return shard.path.relative_to(root).as_posix()
-
-
-def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")

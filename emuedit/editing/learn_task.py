@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from emuedit.core.change_threshold import EDGE_LOW
 from emuedit.data import contact_sheet, example_folder
 from emuedit.data.example_folder import ExampleEdit, ExamplePictures
 from emuedit.data.writable_folder import check_writable
@@ -118,13 +119,10 @@ def _held_out_words(split: Split) -> str:
 
 def _card(pack: TaskPack, split: Split, file: Path) -> str:
     adapter = "only the embedding" if pack.adapter is None else f"the embedding and an adapter of rank {pack.adapter.rank}"
-    kept = (
-        ""
-        if pack.change_threshold is None
-        else f"""
-Pixels that an edit changes by less than {pack.change_threshold / 2:g} (sum over RGB in [0, 1]) keep their values.
-"""
-    )
+    kept = ""
+    if pack.change_threshold is not None:
+        bound = EDGE_LOW * pack.change_threshold
+        kept = f"\nPixels that an edit changes by less than {bound:g} (sum over RGB in [0, 1]) keep their values.\n"
     wordings = "\n".join(f"- {text}" for text in pack.instructions[:20])
     return f"""\
 # {pack.name}

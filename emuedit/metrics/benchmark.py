@@ -13,10 +13,6 @@ import numpy.typing as npt
 from emuedit import config
 from emuedit.data.image_io import Pixels
 
-MIN_CHANGE = 0.1
-"""Minimum difference between input and reference result of a changed pixel, in the channel that differs most, in [0, 1]; less is
-noise, since JPEG compression and scaling of photographs change most pixels a little."""
-
 
 class Assessment(Protocol):
     """The judge's verdicts on N outputs."""

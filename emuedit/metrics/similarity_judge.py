@@ -25,8 +25,7 @@ import torch
 from pydantic import Field
 
 from emuedit import config
-from emuedit.data.image_io import Pixels
-from emuedit.metrics.benchmark import MIN_CHANGE
+from emuedit.data.image_io import MIN_CHANGE, Pixels
 from emuedit.models import image_tensors
 from emuedit.models.clip import ClipScorer
 from emuedit.models.dino import DinoScorer

@@ -8,7 +8,6 @@ Shapes: N pairs, U distinct instructions, K tasks that the predictor knows.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ import numpy.typing as npt
 
 from emuedit.data.atomic_file import replacing
 from emuedit.data.dependencies import content_key
+from emuedit.data.text_hash import text_hash
 from emuedit.predictor import cross_fitting, ngram_classifier, task_predictor
 from emuedit.predictor.task_predictor import TaskPredictor
 from emuedit.progress import Progress
@@ -139,5 +139,4 @@ def _read(texts: Sequence[str], stored: Path, n_tasks: int) -> Floats:
 
 def _digests(texts: Sequence[str]) -> npt.NDArray[np.uint64]:
     """A hash of 64 bits of each text."""
-    hashes = b"".join(hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
-    return np.frombuffer(hashes, np.uint64)
+    return np.array([text_hash(text.encode()) for text in texts], np.uint64)

@@ -20,6 +20,7 @@ import numpy as np
 from emuedit import config
 from emuedit.data.dependencies import SUMMARY_FILE, content_key, stage_dependencies
 from emuedit.data.file_hashes import hash_file
+from emuedit.data.image_io import MIN_CHANGE
 from emuedit.data.png import decode_png, encode_png
 from emuedit.data.publish import read_summary
 from emuedit.data.records import EvalRecord
@@ -27,7 +28,7 @@ from emuedit.data.shards import read_shard, write_shard
 from emuedit.editor.package_layout import MODELS
 from emuedit.editor.settings import EditSettings
 from emuedit.metrics import benchmark
-from emuedit.metrics.benchmark import MIN_CHANGE, Benchmark, EditSource
+from emuedit.metrics.benchmark import Benchmark, EditSource
 from emuedit.metrics.edit_scores import evaluate_system
 from emuedit.metrics.systems import Systems
 from emuedit.progress import Progress

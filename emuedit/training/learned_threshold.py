@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from emuedit.core import compositing
-from emuedit.data.image_io import Pixels
+from emuedit.data.image_io import MIN_CHANGE, Pixels
 from emuedit.editor import preservation
 from emuedit.editor.sampling import EditSampler
 from emuedit.editor.settings import EditSettings
@@ -18,8 +18,6 @@ from emuedit.training.task_inversion import LearnedTask
 
 CANDIDATES = (0.1, 0.2, 0.3, 0.45, 0.6, 0.8)
 """Change thresholds to choose from, as sums over RGB in [0, 1]; Emu Edit's alpha is 0.03."""
-MIN_CHANGE = 0.1
-"""Smallest difference between input and result, in the channel that differs most, of a pixel that a result changes. Ours."""
 MAX_LOSS = 0.005
 """Largest increase in the mean L1 distance, of values in [0, 1], of the pixels that the results change. Ours."""
 

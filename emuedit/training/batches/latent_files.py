@@ -2,14 +2,12 @@
 
 Shapes: N pairs of a shard, k latents of one size, C latent channels, h and w latent sizes. The key of a shard is a hash of its
 content and of the bucket sizes. A change of the kept pairs or their tasks changes only the rows: newly kept pairs are encoded
-into a new part. Unused files are deleted.
+into a new part. Unused files are deleted. `text_files` describes the files of the instructions, which are in the same folder.
 
     <shard>.<part>.<height>x<width>.npy   float16 [k, 2, C, h, w]: source and target; mirrored pairs follow the plain ones
     <shard>.<part>.encoded.npy            rows of `ENCODED`, one per pair of the part, written after the latents
     <shard>-<rows>.pairs.npy              N rows of `PAIR`: the kept pairs in the order of the shard
     index.json                            the keys in use, written last
-
-`text_files` describes the files of the instructions, which are in the same folder.
 """
 
 from __future__ import annotations
@@ -31,6 +29,7 @@ from emuedit.data.atomic_file import replacing
 from emuedit.data.dependencies import content_key, find_file
 from emuedit.data.records import Pair
 from emuedit.data.shards import read_shard
+from emuedit.data.text_hash import text_hash
 from emuedit.models.text_to_image import TextToImageModel
 from emuedit.progress import Progress
 from emuedit.runtime import seed_for
@@ -38,7 +37,7 @@ from emuedit.training.batches.aspect_buckets import AspectBuckets, Size
 from emuedit.training.batches.kept_pairs import PairShard, PairTasks, TrainingPairs
 from emuedit.training.batches.mirroring import has_no_side, may_flip
 from emuedit.training.batches.pair_encoding import EncodesImages, encode_images, place_pairs
-from emuedit.training.batches.text_files import TextFiles, null_key, save_array, text_hash
+from emuedit.training.batches.text_files import TextFiles, null_key, save_array
 
 INDEX_FILE = "index.json"
 CODE = (

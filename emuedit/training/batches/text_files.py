@@ -11,7 +11,6 @@ ones of a champion) do not invalidate the latents of the cache.
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +37,6 @@ def text_file(folder: Path, key: str, part: str) -> Path:
 def null_key(text_key: str) -> str:
     """Key of the null text's files."""
     return f"{text_key}-null"
-
-
-def text_hash(instruction: bytes) -> int:
-    """64-bit hash of a text in UTF-8."""
-    return int.from_bytes(hashlib.blake2b(instruction, digest_size=8).digest(), "big")
 
 
 class TextFiles:

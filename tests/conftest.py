@@ -49,10 +49,10 @@ SHARED_SERVERS = {
         "flows/test_mail_notification", "flows/test_stage_retries",
     ),
     "a fork server that has imported torch": (
-        "stages/test_train", "stages/test_pairs", "stages/test_inversion", "stages/test_captions", "stages/test_dataset",
-        "stages/test_evaluation", "stages/test_failed_questions", "stages/test_router", "stages/test_train_processes",
-        "training/test_loop", "training/test_distributed", "training/test_sharded", "training/test_process_counts",
-        "training/test_accelerate_launch", "training/batches/test_encoding_processes",
+        "stages/test_train", "stages/test_pairs", "stages/test_inversion", "stages/test_captions", "stages/test_router",
+        "stages/test_failed_questions", "stages/test_train_processes", "training/test_loop", "training/test_distributed",
+        "training/test_sharded", "training/test_process_counts", "training/test_accelerate_launch",
+        "training/batches/test_encoding_processes",
     ),
     "moto": (
         "operations/storage/test_remote_commands", "operations/storage/test_remote_check",
@@ -171,6 +171,7 @@ class ChatEndpoint:
         self.answers: list[tuple[int, Any]] = []  # (status, JSON); the status 0 closes the connection without an answer
         self.requests: list[tuple[str, dict[str, str], dict[str, Any]]] = []  # (path, headers, body)
         self.retry_after = "0"  # of status 429
+        self.location = ""  # of status 3xx
         endpoint = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -186,6 +187,8 @@ class ChatEndpoint:
                 self.send_header("Content-Length", str(len(payload)))
                 if code == 429:
                     self.send_header("Retry-After", endpoint.retry_after)
+                if 300 <= code < 400:
+                    self.send_header("Location", endpoint.location)
                 self.end_headers()
                 self.wfile.write(payload)
 

@@ -12,14 +12,15 @@ import urllib.request
 from http import HTTPStatus
 from http.client import HTTPException
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urljoin, urlsplit, urlunsplit
 
 from pydantic import Field
 
 from emuedit.config import Params
+from emuedit.models.chat_completion import FILTERED, NoCompletionError, text_of
 from emuedit.models.language_model import (
     TEMPERATURE,
     TOP_P,
-    CutAnswerError,
     LLMError,
     LLMRefusalError,
     Message,
@@ -31,21 +32,11 @@ from emuedit.runtime import seed_for
 if TYPE_CHECKING:
     from emuedit.models.constrained_decoding import Schema
 
-RETRIED_STATUS = {408, 409, 429, 500, 502, 503, 504}
-_TIMEOUT_STATUS = {408, 504}
+_RETRIED_STATUS = {408, 409, 425, 429}
+"""Retried like all from 500 on, among which are Cloudflare's 520 to 530 and 529, of an overloaded server."""
+_TIMEOUT_STATUS = {408, 504, 522, 524}
 LONGEST_WAIT_S = 60.0
 _N_SEEDS = 2**31  # Gemini's endpoint takes seeds of 32 bits with a sign
-_FILTERED = re.compile(
-    r'"(content_filter|content_policy_violation|moderation_blocked|data_inspection_failed|flagged_input)"'
-    r"|(prompt|input) was flagged|for safety reasons"  # of OpenAI's invalid_prompt, which stands for malformed prompts, too
-)
-"""In an error, or the body of status 400 and 403: a content filter refused the question (Azure, OpenAI, Alibaba, OpenRouter)."""
-_FILTER_REASON = re.compile(r"content_?filter|safety|prohibited|blocklist|spii|recitation|sensitive|refusal", re.IGNORECASE)
-"""The finish reason of a completion that a content filter stopped, by OpenAI, Gemini, Zhipu and Anthropic."""
-_STOPPED = {"abort", "error", "insufficient_system_resource"}
-"""The finish reason of a completion that the server stopped before its end: vLLM, OpenRouter and DeepSeek."""
-_REASONING_FIELDS = ("reasoning_content", "reasoning")
-"""Where a server puts the thoughts of a reasoning model: SGLang, DeepSeek and older vLLM; newer vLLM, Ollama and OpenRouter."""
 _LIMIT, _NEW_LIMIT = "max_tokens", "max_completion_tokens"
 """The field for the longest answer. OpenAI's models since o1 answer 400 to the first name, and name the second. It is not the
 first choice, because other servers, such as Ollama, ignore it without an error."""
@@ -60,7 +51,6 @@ _SETTING_OF_FIELD = {
     _NEW_LIMIT: "endpoint: {max_tokens: null}",
 }
 """Fields of a request that not every endpoint knows -> the setting in `params.yaml`, `instructions`, that leaves it out."""
-_MORE_TOKENS = "set instructions.endpoint: {max_tokens: ...} higher in params.yaml, or null, or the server's own limit"
 
 
 class EndpointSettings(Params):
@@ -69,7 +59,7 @@ class EndpointSettings(Params):
     timeout_s: float = Field(60.0, gt=0)
     """Longest time in which the endpoint sends nothing; more for a reasoning model, which thinks before it answers."""
     retries: int = Field(5, ge=0, le=100)
-    """How often a request is sent again after 408, 409, 429, 5xx, a lost connection, an answer that the server stopped, or a
+    """How often a request is sent again after 408, 409, 425, 429, 5xx, a lost connection, an answer that the server stopped, or a
     timeout; after a timeout with another seed, since an answer that runs on would take as long again."""
     max_tokens: int | None = Field(1024, ge=1)
     """Longest answer in tokens, several times that of a usable one; the thoughts of a reasoning model count, too. null: not
@@ -78,16 +68,17 @@ class EndpointSettings(Params):
     """Send the question's seed, of 31 bits; false for endpoints that do not know `seed`, which then answer at random."""
 
 
-class _NoCompletionError(ValueError):
-    """Raised for a body that is no chat completion, such as the error page of a proxy."""
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Leaves 3xx an error: a redirected request would be a GET without the question, and the other host would get the API key."""
 
-
-class _StoppedAnswerError(ConnectionError):
-    """Raised for a completion that the server stopped before its end."""
+    def redirect_request(self, *_: Any) -> None:
+        """No request."""
 
 
 class OpenAILLM:
     """A model behind `base_url` (such as https://api.openai.com/v1 or http://localhost:8000/v1).
+
+    The address may end in /chat/completions and have a query (Azure's `?api-version=...`). Redirects are not followed.
 
     The API key is read from the environment variable `key_env` at each call; if it is not set, no Authorization header
     is sent. Retry n = 0, 1, ... waits for the seconds of the Retry-After header, if there is one, and a random time of at most
@@ -107,10 +98,11 @@ class OpenAILLM:
     ) -> None:
         if not base_url.startswith(("http://", "https://")):
             raise ValueError(f"want a base_url such as https://host/v1, got {base_url!r}")
-        self.url, self.model, self.key_env = base_url.rstrip("/") + "/chat/completions", model, key_env
+        self.url, self.model, self.key_env = _completions_url(base_url), model, key_env
         self.settings, self.backoff_s = settings or EndpointSettings(), backoff_s
         self._limit_name = _LIMIT
         self._has_system_role = True
+        self._opener = urllib.request.build_opener(_NoRedirects)
 
     def write(
         self,
@@ -121,12 +113,12 @@ class OpenAILLM:
         top_p: float | None = TOP_P,
         schema: Schema | None = None,
     ) -> str:
-        """See `LLM.write`. The schema is sent as `response_format`, which not every server supports."""
+        """See `LLM.write`. The schema is sent as `response_format`, which not every server supports, without its patterns."""
         payload: dict[str, Any] = {"model": self.model}
         sampling = {"temperature": temperature, "top_p": top_p}
         payload |= {name: value for name, value in sampling.items() if value is not None}
         if schema is not None:
-            form = {"name": "answer", "schema": schema, "strict": True}
+            form = {"name": "answer", "schema": _without_patterns(schema), "strict": True}
             payload["response_format"] = {"type": "json_schema", "json_schema": form}
         jitter = random.Random(seed)
         attempt = n_timeouts = 0
@@ -138,7 +130,7 @@ class OpenAILLM:
                 return self._request(request)
             except urllib.error.HTTPError as error:
                 body = _read_body(error)
-                if error.code in (400, 403) and _FILTERED.search(body):
+                if error.code in (400, 403) and FILTERED.search(body):
                     raise LLMRefusalError(f"refused by the content filter of {self.url}: {body}") from error
                 if error.code == 400 and _LIMIT in request and _NEW_LIMIT in body:
                     self._limit_name = _NEW_LIMIT
@@ -146,12 +138,12 @@ class OpenAILLM:
                 if _NO_SYSTEM_ROLE.search(body) and has_system_message(request["messages"]):
                     self._has_system_role = False
                     continue
-                if error.code not in RETRIED_STATUS or is_last:
-                    hint = _status_hint(error.code, request)
+                if is_last or (error.code not in _RETRIED_STATUS and error.code < HTTPStatus.INTERNAL_SERVER_ERROR):
+                    hint = _status_hint(error, request)
                     raise LLMError(f"{self.url} answered {error.code} for {self.model!r}: {body}{hint}") from error
                 n_timeouts += error.code in _TIMEOUT_STATUS
                 retry_after_s = _retry_after_s(error.headers.get("Retry-After"))
-            except (OSError, HTTPException, _NoCompletionError) as error:  # of TLS or routing, too, while the answer is read
+            except (OSError, HTTPException, NoCompletionError) as error:  # of TLS or routing, too, while the answer is read
                 is_timeout = isinstance(getattr(error, "reason", error), TimeoutError)
                 if is_last:
                     hint = _timeout_hint(self.settings.timeout_s) if is_timeout else ""
@@ -173,13 +165,14 @@ class OpenAILLM:
         return {} if self.settings.max_tokens is None else {self._limit_name: self.settings.max_tokens}
 
     def _request(self, payload: dict[str, Any]) -> str:
-        """Send one request and return the text of its first choice, see `_text_of`."""
-        headers = {"Content-Type": "application/json"} | self._key_header()
+        """Send one request and return the text of its first choice, see `text_of`."""
+        agent = {"User-Agent": "emuedit"}  # Cloudflare refuses that of urllib
+        headers = {"Content-Type": "application/json"} | agent | self._key_header()
         data = json.dumps(payload).encode()
         request = urllib.request.Request(self.url, data=data, headers=headers)  # noqa: S310 - scheme is checked
-        with urllib.request.urlopen(request, timeout=self.settings.timeout_s) as response:  # noqa: S310 - as above
+        with self._opener.open(request, timeout=self.settings.timeout_s) as response:
             body: bytes = response.read()
-        return _text_of(body)
+        return text_of(body)
 
     def _key_header(self) -> dict[str, str]:
         """The header with the API key. A line end after the key, as in a file of a secret, is removed."""
@@ -192,47 +185,29 @@ class OpenAILLM:
         return {"Authorization": f"Bearer {key}"} if key else {}
 
 
-def _text_of(body: bytes) -> str:
-    """The text of a chat completion; half of a surrogate pair becomes a question mark.
-
-    Raises LLMRefusalError for a completion that was refused or filtered, LLMError for one that has thoughts or ran out of tokens,
-    but has no text, CutAnswerError for one that ran out of tokens in its text, and, for what may be otherwise in another attempt,
-    _StoppedAnswerError for one that the server stopped and _NoCompletionError for anything else.
-    """
-    try:
-        completion = json.loads(body)
-        if completion["choices"] == [] and not completion.get("error"):  # Gemini's endpoint, for a question that was filtered
-            raise LLMRefusalError("want a text, got none: the chat completion has no choices")
-        choice = completion["choices"][0]
-        message, finish_reason, failure = choice.get("message", {}), choice.get("finish_reason"), choice.get("error")
-        refusal, text = message.get("refusal"), message.get("content")
-        thoughts = next((message[name] for name in _REASONING_FIELDS if message.get(name)), None)
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise _NoCompletionError(f"want a chat completion, got {body[:500]!r}") from error
-    if refusal or _FILTER_REASON.search(str(finish_reason)) or (failure and _FILTERED.search(json.dumps(failure))):
-        raise LLMRefusalError(f"want a text, got none: refusal {refusal!r}, finish_reason {finish_reason!r}, error {failure!r}")
-    if failure or finish_reason in _STOPPED:
-        raise _StoppedAnswerError(f"want a complete answer, got one with finish_reason {finish_reason!r}, error {failure!r}")
-    if not text and finish_reason == "length":
-        raise LLMError(f"want a text, got none: finish_reason 'length', the model ran out of tokens before it; {_MORE_TOKENS}")
-    if not text and thoughts:
-        raise LLMError(
-            f"want a text, got only the thoughts of a reasoning model: {str(thoughts)[:500]!r}; start the server with the "
-            "reasoning parser of this model, or without one, or disable the model's thoughts"
-        )
-    if not isinstance(text, str):
-        raise _NoCompletionError(f"want a text in a chat completion, got {body[:500]!r}")
-    text = text.encode("utf-8", "replace").decode()
-    if finish_reason == "length":
-        raise CutAnswerError(f"want a complete text, got one that was cut: finish_reason 'length'; {_MORE_TOKENS}", text)
-    return text
+def _completions_url(base_url: str) -> str:
+    """The address of the chat completions below `base_url`, whose query is kept."""
+    parts = urlsplit(base_url)
+    path = parts.path.rstrip("/").removesuffix("/chat/completions")
+    return urlunsplit(parts._replace(path=f"{path}/chat/completions"))
 
 
-def _status_hint(status: int, payload: dict[str, Any]) -> str:
-    """What to set in `params.yaml` for an endpoint that answers this request with this status."""
-    if status == HTTPStatus.TOO_MANY_REQUESTS:
+def _without_patterns(schema: Any) -> Any:
+    """A JSON Schema without the keyword `pattern`: llama.cpp, Ollama and OpenAI refuse requests with some or all patterns."""
+    if isinstance(schema, dict):
+        return {key: _without_patterns(value) for key, value in schema.items() if key != "pattern" or not isinstance(value, str)}
+    return [_without_patterns(value) for value in schema] if isinstance(schema, list) else schema
+
+
+def _status_hint(error: urllib.error.HTTPError, payload: dict[str, Any]) -> str:
+    """What to do about an endpoint that answers this request with this error."""
+    if error.code < HTTPStatus.BAD_REQUEST and (location := error.headers.get("Location")):
+        return f"; it redirects to {urljoin(error.geturl(), location)}; use that address in world.llm of params.yaml"
+    if error.code == HTTPStatus.NOT_FOUND:
+        return "; does the address in world.llm of params.yaml end in /v1, and is the model's name right?"
+    if error.code == HTTPStatus.TOO_MANY_REQUESTS:
         return "; lower instructions.concurrency in params.yaml, or set instructions.endpoint: {retries: ...} higher"
-    return _fields_hint(payload) if status in (400, 422) else ""
+    return _fields_hint(payload) if error.code in (400, 422, 500) else ""
 
 
 def _timeout_hint(timeout_s: float) -> str:

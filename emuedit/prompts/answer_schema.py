@@ -39,7 +39,8 @@ _REQUIRED_PATTERN = r"^\S.{0,299}$"
 _OPTIONAL_PATTERN = r"^.{0,299}$"
 _CAPTION_PATTERN = r"^\S.{0,999}$"
 """Texts are single lines of at most 300 characters, captions and instructions that contain one of 1000, so that a caption of 60
-words is not cut (our own choice). They are patterns, because strict endpoints reject length limits."""
+words is not cut (our own choice). The patterns bound the answers of a model on this machine. Endpoints do not get them: some
+reject every pattern, and others `\\S`."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,9 @@ class AnswerError(ValueError):
 def answer_schema(task: str, choices: tuple[str, ...] = ()) -> dict[str, Any]:
     """JSON Schema of a valid answer, for constrained decoding: all keys, in order, and no others.
 
-    `choices`: the only values of edited_object, if any are given. The schema uses only what OpenAI's strict mode
-    supports. `parse_answer` checks more: a schema cannot express that the output caption must differ from the
-    caption. Raises UnknownTaskError for a task that is not in the table of tasks.
+    `choices`: the only values of edited_object, if any are given. Without its patterns, which `OpenAILLM` leaves out, the
+    schema uses only what OpenAI's strict mode supports. `parse_answer` checks more: a schema cannot express that the output
+    caption must differ from the caption. Raises UnknownTaskError for a task that is not in the table of tasks.
     """
     constraints: dict[Need, dict[str, Any]] = {
         "required": {"pattern": _REQUIRED_PATTERN},

@@ -4,6 +4,9 @@ In: the world's caption source, and the images that it names. Out: `data/caption
 `dropped-*.parquet` of Drop with reasons, `summary.json`; `image-*` of a dataset that contains images.
 """
 
+import html
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Set
 from functools import partial
@@ -25,6 +28,8 @@ from emuedit.stages import stage_main
 
 OUT = "data/captions"
 HEADLINE = "{kept} captions kept, {dropped} rows dropped"
+_ENTITY = re.compile(r"&(?:\w+|#\d+|#[xX][\da-fA-F]+);")
+"""A character reference of HTML. Those without a semicolon are left alone: in `climbing&paragliding`, `&para` is none."""
 
 
 class CaptionsError(ValueError):
@@ -65,7 +70,7 @@ def clean(
     image: ImageReference | None = None,
     reason: str | None = None,
 ) -> Caption | Drop:
-    """The core function: one row of the source -> a Caption with single spaces, or a Drop with its reason.
+    """The core function: one row of the source -> a Caption, see `_normalize`, or a Drop with its reason.
 
     `seen`: `duplicate_key` of the captions kept so far; updated with a kept caption. `image`: the image of the row. `reason`:
     `reason_to_drop` of a row with an image, which was checked before its image.
@@ -73,7 +78,7 @@ def clean(
     source = params.world.captions
     if isinstance(text, BadRow):
         return Drop(text.text, text.reason, source, index)
-    caption = _single_spaces(text)
+    caption = _normalize(text)
     if image is None and reason is None:
         reason = reason_to_drop(text, params)
     if reason is not None:
@@ -87,7 +92,7 @@ def clean(
 
 def reason_to_drop(text: str | None, params: CaptionsParams) -> str | None:
     """Why a text is dropped, whatever its image and the other captions; None if it is not."""
-    caption = _single_spaces(text)
+    caption = _normalize(text)
     n_words = len(caption.split())
     if not duplicate_key(caption):
         return "empty"
@@ -100,8 +105,10 @@ def reason_to_drop(text: str | None, params: CaptionsParams) -> str | None:
     return None
 
 
-def _single_spaces(text: str | None) -> str:
-    return " ".join((text or "").split())
+def _normalize(text: str | None) -> str:
+    """A text with single spaces, characters for HTML's character references, and composed accents (Unicode NFC)."""
+    characters = _ENTITY.sub(lambda match: html.unescape(match[0]), text or "")
+    return " ".join(unicodedata.normalize("NFC", characters).split())
 
 
 def duplicate_key(caption: str, image_hash: str | None = None) -> str:
@@ -187,7 +194,7 @@ def _clean_rows(
 
 
 def _is_new(text: str, image_hash: str, seen: Set[str]) -> bool:
-    return duplicate_key(_single_spaces(text), image_hash) not in seen
+    return duplicate_key(_normalize(text), image_hash) not in seen
 
 
 if __name__ == "__main__":

@@ -12,17 +12,14 @@ from typing import Any
 
 import yaml
 
-from emuedit import prompts
 from emuedit.config import ParamsError
-from emuedit.data import caption_sources
-from emuedit.data.text_tables import BadRow
-from emuedit.data.word_list import load_word_list
 from emuedit.metrics.benchmark_folder import TABLE
 from emuedit.models import model_sources
 from emuedit.models.llm_loading import is_local
 from emuedit.models.model_files import base_model_sizes
 from emuedit.promotion.gate_settings import GateSettings
 from emuedit.worlds import training_amount
+from emuedit.worlds.caption_survey import MANY_ROWS, CaptionRules, count_captions
 
 TEMPLATE = Path(__file__).with_name("photo_params.yaml")
 _TRAINED = (
@@ -30,12 +27,9 @@ _TRAINED = (
     "sketch",
 )  # fmt: skip
 """All tasks except text, which suits few images, and those whose annotators need further networks (pose, segmap)."""
-_MANY_ROWS = 10_000
-"""Maximum number of rows to read if there are fewer, so that captions added later are read too."""
 _FIRST_CAPTIONS, _MOST_EDITS = 500, 32
 _FEWEST_EDITS: int = GateSettings.model_fields["min_edits"].default
 _WITHOUT_BENCHMARK = ("local", "remove", "add", "background", "style")
-_MODERATION = Path(prompts.__file__).with_name("moderation.txt")
 _GET_SAM = "world.segmenter: curl -LO https://dl.fbaipublicfiles.com/segment_anything/sam_vit_b_01ec64.pth"
 _COMMENTED, _COMMENT_COLUMN = re.compile(r"( *\w+:.*?) {2,}# (.*)"), 42
 _LARGE_T5 = re.compile(r"-(x+l|3b|11b)/?(@|$)")
@@ -45,9 +39,6 @@ _KEPT_SHARE = 0.3
 _T5_LR, _ADAPTERS_LR = 1.0e-4, 5.0e-4
 _OBJECT_PX, _WIDE_PX, _SIGMA_PX, _AT_PX = 30, 20, 8, 512
 """AnyEdit's mask dilation at 512 px; the toy world's blur, scaled to this size."""
-_SHOWN_WORDS = 5
-_BAD_ROWS = {"not_utf8": "not UTF-8, save the file in UTF-8"}
-"""Reason of a `BadRow` -> its meaning and what to do."""
 _INDEX = model_sources.BASE_MODEL.file
 
 
@@ -102,8 +93,8 @@ class PhotoWorld:
 
 
 def render(world: PhotoWorld, root: Path, tuned: Mapping[str, Any] | None = None) -> tuple[str, list[str]]:
-    """(text of `params.yaml`, notes for the user). tuned: sections of an earlier `params.yaml`, of which `captions.max_words` is
-    used if it is there.
+    """(text of `params.yaml`, notes for the user). tuned: sections of an earlier `params.yaml`, of which `captions` and
+    `validation` determine which captions are usable.
 
     Raises ParamsError, or what the captions or the benchmark raise if they cannot be read.
     """
@@ -115,8 +106,9 @@ def render(world: PhotoWorld, root: Path, tuned: Mapping[str, Any] | None = None
             raise ParamsError(f"want names without line breaks, got {value!r}")
     sizes = base_model_sizes(root / world.models["base_model"])
     size_px = sizes.picture_px if sizes else preset.size_px
-    max_words = _max_words(tuned or {})
-    n_rows, n_usable, of_captions = _count_captions(world, root, max_words)
+    template = TEMPLATE.read_text(encoding="utf-8")
+    rules = CaptionRules.read(yaml.safe_load(template), tuned or {})
+    n_rows, n_usable, of_captions = count_captions(root, world.captions, world.column, world.n_captions, rules)
     tasks, n_edits, of_benchmark = _read_benchmark(root / world.benchmark, world.models["clip"])
     further = list(_further_notes(world, root, size_px))
     n_captions = min(max(1, n_usable), world.n_captions or _FIRST_CAPTIONS)
@@ -128,7 +120,7 @@ def render(world: PhotoWorld, root: Path, tuned: Mapping[str, Any] | None = None
         "captions": world.captions,
         "column": world.column,
         "benchmark": world.benchmark,
-        "n_rows": max(n_rows, _MANY_ROWS),
+        "n_rows": max(n_rows, MANY_ROWS),
         "concurrency": 1 if is_local(world.models["llm"]) else _ENDPOINT_CONCURRENCY,
         "n_captions": n_captions,
         "tasks": list(_TRAINED),
@@ -143,7 +135,7 @@ def render(world: PhotoWorld, root: Path, tuned: Mapping[str, Any] | None = None
         "n_edits": n_edits,
     }
     texts = {key: value if key.endswith("_reason") else _yaml(value) for key, value in (values | training).items()}
-    lines = [_fill(line, texts) for line in TEMPLATE.read_text(encoding="utf-8").splitlines()]
+    lines = [_fill(line, texts) for line in template.splitlines()]
     return "\n".join(lines) + "\n", [*of_captions, *of_benchmark, *further]
 
 
@@ -169,63 +161,6 @@ def _find_index(base_model: str, root: Path) -> Path | None:
         return None
     cached = model_sources.import_library("huggingface_hub").try_to_load_from_cache(name, _INDEX, revision=revision)
     return Path(cached) if isinstance(cached, str) else None
-
-
-def _max_words(tuned: Mapping[str, Any]) -> int:
-    """`captions.max_words` of an earlier file, which is kept, or of the template."""
-    n_words = (tuned.get("captions") or {}).get("max_words")
-    if isinstance(n_words, int):
-        return n_words
-    return int(yaml.safe_load(TEMPLATE.read_text(encoding="utf-8"))["captions"]["max_words"])
-
-
-def _count_captions(world: PhotoWorld, root: Path, max_words: int) -> tuple[int, int, list[str]]:
-    """(rows to read, captions that are not too long, notes for the user); long captions are counted in the first rows.
-
-    Empty and unreadable rows are no captions. Raises ParamsError without any, and CaptionSourceError for a file of another kind.
-    """
-    source = root / world.captions
-    if not source.exists():
-        raise ParamsError(f"want an existing file or folder of captions, got none at {source.resolve()}")
-    caption_sources.check_kind(source)
-    if source.suffix not in caption_sources.LIST_SUFFIXES:
-        if source.is_dir():  # a column that it lacks is an error now, not in the first stage
-            next(caption_sources.read_batches(source, world.captions, "train", world.column, 1, 1), None)
-        n_rows = max(_MANY_ROWS, world.n_captions or 0)
-        return n_rows, n_rows, [f"captions.n_rows: at most {n_rows} rows of {world.captions} are read; change it as you like"]
-    batches = caption_sources.read_batches(source, world.captions, "train", world.column, sys.maxsize, _MANY_ROWS)
-    word_list, matches, reasons = load_word_list(_MODERATION), Counter[str](), Counter[str]()
-    n_rows = n_texts = n_first = n_long = 0
-    for start, rows in batches:
-        texts = [row for row in rows if isinstance(row, str) and row.strip()]
-        reasons.update(row.reason for row in rows if isinstance(row, BadRow))
-        if not start:
-            n_first = len(texts)
-            n_long = sum(len(text.split()) > max_words for text in texts)
-            matches.update(match for text in texts if (match := word_list.first_match([text])))
-        n_rows, n_texts = n_rows + len(rows), n_texts + len(texts)
-    notes = []
-    if n_bad := reasons.total():
-        named = ", ".join(f"{_BAD_ROWS.get(reason, reason)} ({n})" for reason, n in reasons.most_common())
-        notes.append(f"{world.captions}: {n_bad} of {n_rows} rows cannot be read and will be dropped: {named}")
-    if not n_texts:
-        raise ParamsError("; ".join([f"want one caption per line or row, got none in {source}", *notes]))
-    read = f"the first {_MANY_ROWS}" if n_rows > _MANY_ROWS else n_texts
-    n_usable = round(n_texts * (1 - n_long / max(1, n_first)))
-    if world.n_captions and world.n_captions > n_usable:
-        usable = "all" if n_usable == n_texts else "all that are short enough"
-        notes.append(f"instructions.n_captions: {n_usable}, {usable} of {world.captions}; got --n-captions {world.n_captions}")
-    if n_long:
-        notes.append(
-            f"captions.max_words: {n_long} of {read} captions have more than {max_words} words and will be dropped; "
-            "shorten them, or raise it in params.yaml and run this again with --overwrite. Captions above CLIP's 77 tokens then "
-            "cost requests to the LLM, and their instructions are dropped later as caption_too_long"
-        )
-    if n_matches := matches.total():
-        words = ", ".join(f"{word} ({n})" for word, n in matches.most_common(_SHOWN_WORDS))
-        drops = f"the default list drops {n_matches} of {read} captions: {words}"
-        notes.append(f"instructions.moderation: {drops}; name a list of your own if they are wanted")
-    return n_rows, n_usable, notes
 
 
 def _read_benchmark(folder: Path, clip: str) -> tuple[list[str], int, list[str]]:

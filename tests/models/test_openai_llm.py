@@ -88,7 +88,9 @@ def test_a_question_that_timed_out_is_asked_with_another_seed(endpoint: Any) -> 
     assert not set(seeds_of(endpoint)[6:]) & set(first)
 
 
-@pytest.mark.parametrize(("status", "n_seeds"), [(504, 2), (408, 2), (503, 1), (429, 1), (0, 1)])
+@pytest.mark.parametrize(
+    ("status", "n_seeds"), [(504, 2), (408, 2), (522, 2), (524, 2), (503, 1), (520, 1), (529, 1), (425, 1), (0, 1)]
+)
 def test_only_a_timeout_changes_the_seed(endpoint: Any, status: int, n_seeds: int) -> None:
     endpoint.answers = [(status, {}), endpoint.chat_response("done")]
     OpenAILLM(endpoint.url, "m", backoff_s=0.001).write(MESSAGES, seed=5)
@@ -264,11 +266,11 @@ def test_questions_that_fail_together_wait_for_different_times(endpoint: Any, mo
 def test_the_time_limit_of_a_request_is_that_of_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     limits: list[float] = []
 
-    def refuse(request: Any, timeout: float) -> None:
+    def refuse(opener: Any, request: Any, timeout: float) -> None:
         limits.append(timeout)
         raise TimeoutError("too slow")
 
-    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    monkeypatch.setattr(urllib.request.OpenerDirector, "open", refuse)
     with pytest.raises(
         LLMError, match=r"in 1 attempts: too slow; if it needs more than 300 s, set .*endpoint: \{timeout_s: \.\.\.\}"
     ):

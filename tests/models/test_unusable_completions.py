@@ -14,9 +14,13 @@ MESSAGES = [{"role": "user", "content": "red circle"}]
 DISCONNECTED = {"code": 502, "message": "Provider disconnected"}
 
 
-def completion(content: str | None, finish_reason: str | None, thoughts: dict[str, str] | None = None, **choice: Any) -> Any:
+def completion(content: Any, finish_reason: str | None, thoughts: dict[str, str] | None = None, **choice: Any) -> Any:
     message = {"role": "assistant", "content": content} | (thoughts or {})
     return 200, {"choices": [{"message": message, "finish_reason": finish_reason} | choice]}
+
+
+THINKING = {"type": "thinking", "thinking": [{"type": "text", "text": "the answer is {}"}]}
+"""A part of the content of Mistral's reasoning models."""
 
 
 def ask(endpoint: Any, path: Path, retries: int) -> str:
@@ -28,6 +32,7 @@ THOUGHTS = [
     completion(None, "stop", {"reasoning_content": "the answer is {}"}),
     completion(None, "stop", {"reasoning": "the answer is {}"}),
     completion("", "stop", {"reasoning_content": "the answer is {}"}),
+    completion([THINKING], "stop"),
 ]
 STOPPED = [
     completion('{"instruction": "make', "abort"),
@@ -41,6 +46,8 @@ STOPPED = [
 WITHOUT_TEXT = [
     completion(None, "stop"),
     completion(None, "tool_calls"),
+    completion(["parts"], "stop"),
+    completion([{"text": "of no type"}], "stop"),
     (200, {"choices": []} | {"error": DISCONNECTED}),
     (200, {"choices": None}),
 ]
@@ -55,6 +62,11 @@ def test_thoughts_without_an_answer_are_a_failure_of_the_server_s_settings(endpo
         ask(endpoint, tmp_path / "answers.jsonl", retries=2)
     assert not isinstance(error.value, LLMRefusalError)
     assert len(endpoint.requests) == 1, "the same seed gives the same thoughts"
+
+
+def test_a_text_in_parts_is_joined_without_the_thoughts(endpoint: Any, tmp_path: Path) -> None:
+    endpoint.answers = [completion([THINKING, {"type": "text", "text": '{"a": '}, {"type": "text", "text": "1}"}], "stop")]
+    assert ask(endpoint, tmp_path / "answers.jsonl", retries=0) == '{"a": 1}'
 
 
 @pytest.mark.parametrize("body", STOPPED)

@@ -213,6 +213,23 @@ def test_every_choice_has_an_exemplar_and_hue_names_no_colour() -> None:
     assert not [text for text in hue if re.search(rf"\b({COLOURS}|warm\w*|cold\w*|tone|tint)\b", text)]
 
 
+def test_no_question_for_a_colour_filter_asks_for_black_and_white() -> None:
+    """desaturate leaves 15 % of the saturation, so that its result is no answer to such an instruction."""
+    prompt = conversation.load_task_prompt(PROMPTS, "color")
+    answers = [exemplar.answer for exemplar in prompt.exemplars if exemplar.answer["edited_object"] == "desaturate"]
+    assert answers
+    for answer in answers:
+        assert not re.search(r"black and white|monochrome|gr[ae]y|no colou?r", json.dumps(answer))
+    assert "do not ask for black and white" in prompt.description
+
+
+def test_typing_errors_spare_the_letters_to_be_written() -> None:
+    question = Question("text", "a coffee mug beside a laptop")
+    messages = conversation.load_task_prompt(PROMPTS, "text").build_conversation(question, 0.6, "c1", "text")
+    assert any("with a typing error" in manner for manner in conversation.MANNERS)
+    assert "the error is never in the words that shall be read" in messages[0]["content"]
+
+
 @pytest.mark.parametrize("task", ["detect", "segment"])
 def test_boxes_and_masks_have_no_colour_and_nothing_is_cut_out(task: str) -> None:
     prompt = conversation.load_task_prompt(PROMPTS, task)

@@ -17,7 +17,7 @@ from emuedit.data.language import LanguageError, probability
 from emuedit.data.publish import read_folder, read_summary, scratch_folder
 from emuedit.data.records import Caption, Drop
 from emuedit.stages import captions
-from emuedit.stages.captions import CaptionsError, CaptionsParams, clean, run
+from emuedit.stages.captions import CaptionsError, CaptionsParams, clean, reason_to_drop, run
 from tests.stages.workspace import ROOT, Workspace, check_resume, read_files, toy_world
 
 LINES = ["a  red\tstar ", "", "A red star.", "star", "a blue ring", "one two three four five six"]
@@ -39,6 +39,22 @@ def test_a_row_is_kept_or_dropped_with_a_reason() -> None:
         "a red star", "empty", "duplicate", "too_short", "a blue ring", "too_long", "empty",
     ]  # fmt: skip
     assert [result.index for result in results] == list(range(7))
+
+
+def test_character_references_and_composed_accents_are_characters() -> None:
+    """The same caption was kept once in each spelling, and the LLM and CLIP read `&amp;`."""
+    params, seen = make_params("c.txt"), set[str]()
+    texts = [
+        "Tom &amp; Jerry&nbsp;at caf&eacute;",
+        "Tom & Jerry at café",
+        "Tom &#38; Jerry at cafe\u0301",
+        "climbing&paragliding in R&D",
+    ]
+    results = [clean(text, 0, seen, params) for text in texts]
+    assert [result.text if isinstance(result, Caption) else result.reason for result in results] == [
+        "Tom & Jerry at café", "duplicate", "duplicate", "climbing&paragliding in R&D",
+    ]  # fmt: skip
+    assert reason_to_drop("&nbsp;", params) == "empty"
 
 
 def write_source(folder: Path, kind: str) -> str:

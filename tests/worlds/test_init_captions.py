@@ -1,4 +1,4 @@
-"""`emuedit init` counts captions with more words than `captions.max_words`, and reads a row of a dataset's folder."""
+"""`emuedit init` counts captions that later stages drop or refuse, and reads a row of a dataset's folder."""
 
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ def test_captions_that_are_too_long_are_counted_and_not_trained_for(clone: Path,
     output = capsys.readouterr().out
     assert "captions.max_words: 200 of 300 captions have more than 45 words and will be dropped; shorten them, or" in output
     assert "dropped later as caption_too_long" in output
-    assert "instructions.n_captions: 100, all that are short enough of captions.txt; got --n-captions 300" in output
+    assert "instructions.n_captions: 100, all that are not dropped of captions.txt; got --n-captions 300" in output
     assert read_params(clone)["instructions"]["n_captions"] == 100
     assert "# 21 passes over about 390 kept pairs; 500 steps are the minimum" in (clone / "params.yaml").read_text()
     text = (clone / "params.yaml").read_text()
@@ -53,6 +53,53 @@ def test_captions_that_are_all_too_long_and_those_of_a_large_file_are_counted(
     assert init("--overwrite", "--n-captions", "9000") == 0
     assert "captions.max_words: 5000 of the first 10000 captions have more than 45 words" in capsys.readouterr().out
     assert read_params(clone)["instructions"]["n_captions"] == 6_000
+
+
+GERMAN = [f"ein brauner Hund liegt neben Stuhl {number} auf dem Teppich" for number in range(12)]
+ENGLISH = [f"a man with a hat sits on bench number {number} in the park" for number in range(88)]
+
+
+@pytest.mark.slow
+def test_captions_in_a_language_that_the_validation_refuses_are_named(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The stage validation stopped after the pairs of all captions were made and paid for."""
+    (clone / "captions.txt").write_text("\n".join(GERMAN + ENGLISH))
+    assert init() == 0
+    note = "validation.languages: 12 of 100 captions are probably in none of en; the stage validation stops above a share of 0.1"
+    assert note in capsys.readouterr().out
+    text = (clone / "params.yaml").read_text()
+    (clone / "params.yaml").write_text(text.replace("languages: [en]", "languages: [en, de]"))
+    assert init("--overwrite") == 0
+    assert "in none of" not in capsys.readouterr().out
+    (clone / "params.yaml").write_text(text.replace("captions:\n  n_rows", "captions:\n  languages: [en]\n  n_rows"))
+    assert init("--overwrite", "--n-captions", "100") == 0
+    output = capsys.readouterr().out
+    assert "captions.languages: 12 of 100 captions are probably in none of en and will be dropped" in output
+    assert "validation.languages" not in output
+    assert "instructions.n_captions: 88, all that are not dropped" in output
+
+
+@pytest.mark.slow
+def test_captions_without_spaces_are_too_short(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They counted as usable, and the stage `captions` dropped them."""
+    (clone / "captions.txt").write_text("ソファの上の犬\n湖のほとりの家\n" + "\n".join(ENGLISH), encoding="utf-8")
+    assert init() == 0
+    assert "captions.min_words: 2 of 90 captions have fewer than 2 words and will be dropped" in capsys.readouterr().out
+    assert read_params(clone)["instructions"]["n_captions"] == 88
+    text = (clone / "params.yaml").read_text()
+    (clone / "params.yaml").write_text(text.replace("captions:\n  n_rows", "captions:\n  min_words: 1\n  n_rows"))
+    assert init("--overwrite") == 0
+    assert "captions have fewer" not in capsys.readouterr().out
+    assert read_params(clone)["instructions"]["n_captions"] == 90
+
+
+@pytest.mark.slow
+def test_invalid_params_of_captions_do_not_hinder_the_count(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert init() == 0
+    text = (clone / "params.yaml").read_text()
+    (clone / "params.yaml").write_text(text.replace("max_words: 45 ", "max_words: many "))
+    assert init("--overwrite") == 0
+    assert "max_words" in capsys.readouterr().out
+    assert read_params(clone)["instructions"]["n_captions"] == 3
 
 
 @pytest.mark.slow

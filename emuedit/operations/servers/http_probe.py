@@ -43,7 +43,7 @@ def ask(url: str, timeout_s: float, payload: Any = None, account: str = "") -> A
         user, _, host = parts.netloc.rpartition("@")
         url, account = urlunsplit(parts._replace(netloc=host)), unquote(user if ":" in user else f"{user}:")
     data = None if payload is None else json.dumps(payload).encode()
-    headers = {"Content-Type": "application/json"}
+    headers = {"Content-Type": "application/json", "User-Agent": "emuedit"}  # Cloudflare refuses that of urllib
     if account:
         headers["Authorization"] = f"Basic {base64.b64encode(account.encode()).decode()}"
     request = urllib.request.Request(url, data, headers)  # noqa: S310  the scheme is checked above

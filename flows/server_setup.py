@@ -1,10 +1,11 @@
 """Prepare a Prefect server for a worker: create the work pool, the GPU slots, the deployments and the automations.
 
     python -m flows.server_setup --pool local --automations infra/prefect/automations.yaml
-    python -m flows.server_setup --only-automations --automations infra/prefect/automations.yaml    # for another kind of pool
+    python -m flows.server_setup --prefect-file infra/k8s/prefect.yaml --automations infra/prefect/automations.yaml
 
-Uses the server at PREFECT_API_URL. The deployments are those of prefect.yaml, in the pool that `--pool` names. Existing objects
-are updated, so it can be repeated; schedules stay active or inactive, see `schedule_states`.
+Uses the server at PREFECT_API_URL. The deployments are those of prefect.yaml, in the pool that `--pool` names, or those of
+`--prefect-file`, in the pools that this file names, which a person created. Existing objects are updated, so it can be repeated;
+schedules stay active or inactive, see `schedule_states`.
 """
 
 import argparse
@@ -109,11 +110,15 @@ def parse_slots(text: str) -> int | None:
     return int(text)
 
 
-async def deploy(pool: str) -> int:
-    """Create or update the deployments of PREFECT_FILE in this work pool; returns the exit status of `prefect deploy`."""
-    content = yaml.safe_load(PREFECT_FILE.read_text(encoding="utf-8"))
-    for deployment in content["deployments"]:
-        deployment["work_pool"] = {**deployment.get("work_pool", {}), "name": pool}
+async def deploy(path: Path, pool: str | None) -> int:
+    """Create or update the deployments of a file; returns the exit status of `prefect deploy`.
+
+    pool: work pool of all deployments; None: the pools that the file names.
+    """
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if pool is not None:
+        for deployment in content["deployments"]:
+            deployment["work_pool"] = {**deployment.get("work_pool", {}), "name": pool}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, PREFECT_FILE.name)
         file.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
@@ -146,13 +151,11 @@ async def _save(block: Block, name: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status of `prefect deploy`; 0 with `--only-automations`. arguments: None for those of the process."""
+    """Returns the exit status of `prefect deploy`. arguments: None for those of the process."""
     parser = argparse.ArgumentParser(prog="server_setup", description="Prepare a Prefect server for the flows of this folder.")
     target = parser.add_mutually_exclusive_group(required=True)
-    target.add_argument("--pool", help="name of the work pool of the deployments, of the type process")
-    target.add_argument(
-        "--only-automations", action="store_true", help="apply the automations, without pool, GPU slots and deployments"
-    )
+    target.add_argument("--pool", help=f"work pool of the type process, for the deployments of {PREFECT_FILE}")
+    target.add_argument("--prefect-file", type=Path, metavar="FILE", help="file with deployments, in pools that exist")
     parser.add_argument(
         "--automations", type=Path, required=True, metavar="FILE", help="automations to apply; with --pool skipped if missing"
     )
@@ -164,16 +167,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help=f"stages that may use a GPU at the same time; default: {GPU_SLOTS_ENV}, else as on the server, else 1",
     )
     options = parser.parse_args(arguments)
-    if options.only_automations and not options.automations.exists():
+    if options.prefect_file and not options.automations.exists():
         parser.error(f"want a file with automations, got {options.automations}, which does not exist; correct --automations")
-    if not options.only_automations:
-        if not PREFECT_FILE.is_file():
-            parser.error(f"want {PREFECT_FILE} in the working folder, got none in {Path.cwd()}; run it in the project's folder")
+    file = options.prefect_file or PREFECT_FILE
+    if not file.is_file():
+        parser.error(f"want {file} in the working folder, got none in {Path.cwd()}; run it in the project's folder")
+    if options.pool:
         asyncio.run(create_pool(options.pool))
-        print(f"slots of {GPU_LIMIT}:", asyncio.run(create_gpu_limit(options.gpu_slots)), flush=True)
+    print(f"slots of {GPU_LIMIT}:", asyncio.run(create_gpu_limit(options.gpu_slots)), flush=True)
     if options.automations.exists():
         print("automations:", ", ".join(asyncio.run(apply_automations(options.automations))), flush=True)
-    return 0 if options.only_automations else asyncio.run(deploy(options.pool))
+    return asyncio.run(deploy(file, options.pool))
 
 
 if __name__ == "__main__":

@@ -78,45 +78,65 @@ def test_the_pages_name_deployments_that_exist() -> None:
         assert mentions <= names, page
 
 
+AUTOMATIONS = "infra/prefect/automations.yaml"
+KUBERNETES = ["--prefect-file", "infra/k8s/prefect.yaml", "--automations", AUTOMATIONS]
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 @pytest.mark.usefixtures("prefect")
-def test_automations_alone_are_applied_for_a_pool_of_another_kind(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_new_image_on_kubernetes_keeps_the_schedule_that_somebody_resumed(
+    server_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import DeploymentScheduleCreate, WorkPoolCreate
+    from prefect.client.schemas.schedules import CronSchedule
 
     for variable in (server_setup.WEBHOOK_ENV, server_setup.SLACK_ENV):
         monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setattr(server_setup, "deploy", None)
-
-    def objects() -> tuple[Any, ...]:
-        with get_client(sync_client=True) as client:
-            pools, limits = client.read_work_pools(), client.read_global_concurrency_limits()
-            deployments = client.read_deployments()
-        return tuple({entry.name for entry in entries} for entries in (pools, limits, deployments))
+    monkeypatch.setenv("PREFECT_API_URL", server_url)
+    monkeypatch.chdir(ROOT)
+    template = json.loads((ROOT / "infra/k8s/prefect-job-template.json").read_text())
+    resumed = DeploymentScheduleCreate(schedule=CronSchedule(cron="0 3 * * 1"), active=True, slug="weekly")
+    with get_client(sync_client=True) as client:
+        client.create_work_pool(WorkPoolCreate(name="kubernetes", type="kubernetes", base_job_template=template))
+        flow = client.create_flow_from_name("retrain")
+        client.create_deployment(flow, "kubernetes", schedules=[resumed], work_pool_name="kubernetes")
+    assert server_setup.main(KUBERNETES) == 0
 
     async def automations() -> set[str]:
         async with get_client() as client:
             return {automation.name for automation in await client.read_automations()}
 
-    before = objects()
-    file = str(ROOT / "infra/prefect/automations.yaml")
-    for _ in range(2):
-        assert server_setup.main(["--only-automations", "--automations", file]) == 0
-        assert objects() == before
-        assert set(prefect_checks.AUTOMATIONS) <= asyncio.run(automations())
-    for words in (["--only-automations", "--automations", str(tmp_path / "none.yaml")], ["--automations", file]):
-        with pytest.raises(SystemExit) as end:
-            server_setup.main(words)
-        assert end.value.code == 2
-    assert "which does not exist; correct --automations" in capsys.readouterr().err
+    assert set(prefect_checks.AUTOMATIONS) <= asyncio.run(automations())
+    with get_client(sync_client=True) as client:
+        deployment = client.read_deployment_by_name("retrain/kubernetes")
+        assert client.read_global_concurrency_limit_by_name(server_stack.GPU_LIMIT).limit == 1
+    assert deployment.work_pool_name == "kubernetes"
+    assert deployment.job_variables["image"].startswith("emuedit-train:")
+    assert [schedule.active for schedule in deployment.schedules] == [True]
 
 
-def test_the_kubernetes_pool_gets_the_automations() -> None:
-    """Without them a run whose pod died holds its slot for ever."""
-    command = "uv run python -m flows.server_setup --only-automations --automations infra/prefect/automations.yaml"
+@pytest.mark.parametrize("automations", ["none.yaml", AUTOMATIONS])
+def test_one_pool_or_one_file_is_wanted_with_automations_that_exist(
+    automations: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(server_setup, "get_client", lambda: pytest.fail("the server was asked"))
+    words = KUBERNETES[:2] if automations == "none.yaml" else []
+    with pytest.raises(SystemExit) as end:
+        server_setup.main([*words, "--automations", automations])
+    assert end.value.code == 2
+    output = capsys.readouterr().err
+    assert ("which does not exist; correct --automations" if words else "one of the arguments --pool --prefect-file") in output
+
+
+def test_the_kubernetes_pool_is_set_up_with_its_automations_and_without_losing_schedules() -> None:
+    """Without automations a run whose pod died holds its slot for ever; `prefect deploy` would deactivate schedules."""
     for file in ("infra/k8s/prefect.yaml", "docs/deployment.md"):
-        assert command in (ROOT / file).read_text(), file
+        text = (ROOT / file).read_text()
+        assert f"uv run python -m flows.server_setup {' '.join(KUBERNETES)}" in text, file
+        assert "prefect deploy --" not in text, file
 
 
 @pytest.mark.slow

@@ -111,6 +111,21 @@ def test_workflows_may_only_read_the_repository(path: Path) -> None:
     assert not [name for name, job in workflow["jobs"].items() if "permissions" in job]
 
 
+FIRST_WITH_NODE_24 = {"actions/checkout": 5, "actions/setup-python": 6, "actions/upload-artifact": 6}
+"""Action -> its first major version for Node 24. GitHub's runners no longer have Node 20, with which earlier ones run."""
+
+
+def test_actions_run_with_the_node_of_the_runners() -> None:
+    used = [
+        use
+        for path in (ROOT / ".github/workflows").glob("*.yaml")
+        for use in re.findall(r"uses: (\S+)@v(\d+)$", path.read_text(), re.M)
+    ]
+    assert used
+    for action, major in used:
+        assert int(major) >= FIRST_WITH_NODE_24[action], action
+
+
 @pytest.mark.slow
 def test_the_workflows_are_valid() -> None:
     command = [Path(sys.executable).parent / "check-jsonschema", "--builtin-schema", "vendor.github-workflows"]

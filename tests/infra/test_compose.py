@@ -146,6 +146,50 @@ def test_the_champion_has_no_keys_of_the_store() -> None:
     assert not [name for name in SERVICES["champion"]["environment"] if name.startswith(("AWS_", "MLFLOW_S3_", "S3_"))]
 
 
+def test_only_services_with_keys_of_the_store_reach_it() -> None:
+    """SeaweedFS has other ports, some without a password, with which all data can be deleted."""
+    networks = {name: set(service.get("networks", ["default"])) for name, service in SERVICES.items()}
+    reach_it = {name for name in SERVICES if networks[name] & networks["s3"]}
+    assert reach_it == {name for name, service in SERVICES.items() if "s3_secret_key" in service.get("secrets", [])}
+    assert networks["s3"] <= set(COMPOSE["networks"])
+    setting = SERVICES["champion"]["environment"]["MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD"]
+    assert setting == "false", "unset, MLflow's client does as the server advertises, and downloads from the store itself"
+
+
+STORE_SECRETS = {
+    "s3_access_key": "AWS_ACCESS_KEY_ID", "s3_secret_key": "AWS_SECRET_ACCESS_KEY",
+    "s3_admin_password": "WEED_ADMIN_PASSWORD", "s3_filer_key": "WEED_JWT_FILER_SIGNING_KEY",
+}  # fmt: skip
+"""Secret of the store -> variable from which SeaweedFS reads it."""
+
+
+def start_store(folder: Path, **secrets: str) -> "subprocess.CompletedProcess[str]":
+    """Run the command of the store with these secrets and a `weed` that prints its variables and its words."""
+    folder.mkdir()
+    (folder / "weed").write_text('#!/bin/sh\nenv\necho "weed $*"\n')
+    (folder / "weed").chmod(0o755)
+    for name, content in secrets.items():
+        (folder / name).write_text(content)
+    (script,) = SERVICES["s3"]["command"]
+    words = [*SERVICES["s3"]["entrypoint"], script.replace("$$", "$").replace("/run/secrets", str(folder))]
+    environment = {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
+    return subprocess.run(words, env=environment, capture_output=True, text=True)
+
+
+def test_the_store_starts_with_all_its_keys_and_logs_to_docker(tmp_path: Path) -> None:
+    keys = {name: f"value of {name}" for name in STORE_SECRETS}
+    process = start_store(tmp_path / "all", **keys)
+    assert process.returncode == 0, process.stderr
+    *variables, words = process.stdout.splitlines()
+    environment = dict(line.split("=", 1) for line in variables)
+    assert {name: environment[variable] for name, variable in STORE_SECRETS.items()} == keys
+    assert environment["WEED_JWT_FILER_SIGNING_READ_KEY"] == keys["s3_filer_key"], "without it, everybody can read"
+    assert words == "weed -logtostderr=true mini -dir=/data -webdav=false", "want its log in that of the container, and no WebDAV"
+    for name in STORE_SECRETS:
+        assert start_store(tmp_path / f"empty-{name}", **keys | {name: ""}).returncode != 0, name
+        assert start_store(tmp_path / f"no-{name}", **{key: keys[key] for key in keys if key != name}).returncode != 0, name
+
+
 @pytest.mark.parametrize("name", ["worker", "champion", "mlflow"])
 def test_caches_and_temporary_files_are_on_disk(name: str) -> None:
     service = SERVICES[name]

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -92,9 +93,12 @@ def test_requests_may_end_before_a_pod_does() -> None:
     assert "args" not in container
 
 
-def test_an_eviction_uses_up_no_try() -> None:
+def test_an_eviction_uses_up_no_try_and_a_retrain_that_failed_is_not_tried_again() -> None:
+    """The exit status is 1 after retries of what may pass, or at once for what cannot, such as wrong params; 2 for its words."""
     (job,) = (resource for resource in RESOURCES if resource["kind"] == "Job")
-    (ignored,) = job["spec"]["podFailurePolicy"]["rules"]
+    ignored, failed = job["spec"]["podFailurePolicy"]["rules"]
+    assert (failed["action"], failed["onExitCodes"]) == ("FailJob", {"operator": "In", "values": [1, 2]})
+    assert job["spec"]["backoffLimit"] > 0, "want another try for a pod that was killed"
     assert (ignored["action"], ignored["onPodConditions"]) == ("Ignore", [{"type": "DisruptionTarget", "status": "True"}])
     pod = job["spec"]["template"]["spec"]
     assert pod["restartPolicy"] == "Never", "Kubernetes wants it for this policy"
@@ -113,7 +117,8 @@ def pool_job() -> dict[str, Any]:
     from prefect.utilities.templating import apply_values
 
     defaults = {name: field["default"] for name, field in POOL["variables"]["properties"].items() if "default" in field}
-    job: dict[str, Any] = apply_values(POOL["job_configuration"]["job_manifest"], defaults | JOB_VARIABLES)
+    variables = defaults | JOB_VARIABLES | {"env": defaults["env"] | JOB_VARIABLES["env"]}
+    job: dict[str, Any] = apply_values(POOL["job_configuration"]["job_manifest"], variables)
     return job
 
 
@@ -131,6 +136,28 @@ def test_the_pool_job_is_that_of_the_training_job(pool_job: dict[str, Any]) -> N
     container["env"] = environment
     kubernetes_validate.validate(job, VERSION, strict=True)
     assert job["metadata"]["namespace"] == training["metadata"]["namespace"]
+
+
+OPTIONS = {"name", "env", "labels", "annotations", "command", "namespace", "cluster_config", "job_manifest"}
+"""Options of a job that prefect-kubernetes 0.8.0 reads. It also declares job_watch_timeout_seconds, pod_watch_timeout_seconds and
+stream_output, without effect."""
+
+
+def test_options_of_the_pool_have_an_effect() -> None:
+    configuration = POOL["job_configuration"]
+    assert configuration.keys() <= OPTIONS
+    used = set(re.findall(r"\{\{ (\w+) \}\}", json.dumps(configuration)))
+    assert used == POOL["variables"]["properties"].keys()
+
+
+def test_models_of_the_hub_are_downloaded_once_to_the_volume(pool_job: dict[str, Any]) -> None:
+    (container,), (pool_container,) = (pod["containers"] for pod in (pod_of("Job"), pool_job["spec"]["template"]["spec"]))
+    (mount,) = (mount["mountPath"] for mount in container["volumeMounts"] if mount["name"] == "workspace")
+    environment = {entry["name"]: entry["value"] for entry in container["env"]}
+    assert Path(environment["HF_HOME"]).is_relative_to(mount)
+    assert pool_container["env"]["HF_HOME"] == environment["HF_HOME"]
+    path = Path(environment["HF_HOME"]).relative_to(mount) / "model"
+    assert subprocess.run(["git", "check-ignore", "-q", path], cwd=ROOT).returncode == 0, "want git and DVC to ignore it"
 
 
 def test_the_deployment_on_the_pool_finds_its_code_and_names_variables_of_the_pool() -> None:

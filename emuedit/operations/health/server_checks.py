@@ -120,7 +120,7 @@ def _job_finding(uri: str) -> Iterator[Finding]:
 
 
 def _flow_runs(api: str) -> Iterator[Finding]:
-    """Flow runs that hold a slot: PENDING for over 40 minutes, RUNNING for over a day."""
+    """Flow runs that hold a slot: PENDING for over 40 minutes, RUNNING or with a pod that waits for a machine for over a day."""
     payload = {"flow_runs": {"state": {"type": {"any_": ["RUNNING", "PENDING"]}}}, "limit": 200}
     answer = ask(f"{api}/flow_runs/filter", _ANSWER_S, payload, _prefect_account())
     if not answer.is_success:
@@ -128,12 +128,18 @@ def _flow_runs(api: str) -> Iterator[Finding]:
         yield Finding("flow runs", "fail", f"cannot be listed: status {answer.status}", fix)
         return
     runs = answer.json()
-    old = [run for run in runs if _age(run) > (_PENDING if run["state_type"] == "PENDING" else _RUNNING)]
+    old = [run for run in runs if _age(run) > _longest(run)]
     detail = f"{len(runs)} pending or running, {len(old)} of them for too long"
     if old:
         detail += f", such as {old[0]['name']} ({old[0]['state_type']} for {_age(old[0])})"
     fix = "uv run prefect flow-run cancel <id>; apply infra/prefect/automations.yaml, see docs/operations.md"
     yield Finding("flow runs", "warn" if old else "pass", detail, fix)
+
+
+def _longest(run: dict[str, Any]) -> timedelta:
+    """Time for which a flow run may be in its state."""
+    has_pod = run["state"].get("name") == "InfrastructurePending"
+    return _PENDING if run["state_type"] == "PENDING" and not has_pod else _RUNNING
 
 
 def _age(run: dict[str, Any]) -> timedelta:

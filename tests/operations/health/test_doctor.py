@@ -215,6 +215,7 @@ def test_flow_runs_that_hold_a_slot_are_found(serve: Callable[[Answers], str], m
     since = (datetime.now(UTC) - timedelta(minutes=50)).isoformat()
     runs = [
         {"name": "stuck", "state_type": "PENDING", "state": {"timestamp": since}},
+        {"name": "waits for a GPU", "state_type": "PENDING", "state": {"timestamp": since, "name": "InfrastructurePending"}},
         {"name": "training", "state_type": "RUNNING", "state": {"timestamp": since}},
     ]
     version = importlib.metadata.version("prefect")
@@ -227,7 +228,7 @@ def test_flow_runs_that_hold_a_slot_are_found(serve: Callable[[Answers], str], m
     findings = {finding.name: finding for finding in server_checks.check_prefect()}
     assert findings["Prefect"].status == "pass"
     assert findings["flow runs"].status == "warn"
-    assert "2 pending or running, 1 of them for too long, such as stuck (PENDING for 0:50:0" in findings["flow runs"].detail
+    assert "3 pending or running, 1 of them for too long, such as stuck (PENDING for 0:50:0" in findings["flow runs"].detail
     answers["/api/admin/version"], answers["/api/flow_runs/filter"] = (200, "3.2.1"), (422, {})
     findings = {finding.name: finding for finding in server_checks.check_prefect()}
     assert findings["Prefect"].status == "warn"

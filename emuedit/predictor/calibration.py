@@ -67,9 +67,10 @@ def refusal_threshold(support_of_instructions: Tensor, max_refused: float) -> fl
 def measure(p: Tensor, labels: Tensor, tasks: Sequence[str]) -> dict[str, Any]:
     """Accuracy overall and per task, expected calibration error, and confusion[true][predicted].
 
-    p float [N, K]: probabilities of the tasks; labels int [N]: the right ones.
+    p float [N, K]: probabilities of the tasks, scaled here to a sum of 1, since all N texts are instructions; labels int [N]: the
+    right ones.
     """
-    confidence, predicted = p.max(-1)
+    confidence, predicted = (p / p.sum(-1, keepdim=True)).max(-1)
     correct = predicted == labels
     confusion: dict[str, dict[str, int]] = {}
     for guess, label in zip(predicted.tolist(), labels.tolist(), strict=True):

@@ -5,7 +5,8 @@ Two instructions have the same wording if they differ only in words from their c
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,15 @@ _FILLED = "_"
 Floats = npt.NDArray[np.float64]
 
 
+@dataclass(frozen=True)
+class Example:
+    """A text with its task, or the class of texts that are no instructions, and the fold of its wording."""
+
+    text: str
+    label: str
+    fold: int
+
+
 def wording(instruction: Instruction) -> str:
     """The instruction with each run of words from its captions and objects replaced by one `_`."""
     described = (instruction.source_caption, instruction.target_caption, instruction.source_object, instruction.target_object)
@@ -36,6 +46,12 @@ def wording(instruction: Instruction) -> str:
 def fold_of(key: str, n_folds: int) -> int:
     """The fold in [0, n_folds) of a wording; deterministic."""
     return seed_for("router", "fold", key) % n_folds
+
+
+def label_instructions(rows: Iterable[Instruction], n_folds: int) -> list[Example]:
+    """Instructions with the fold of their wording; equal texts are in one fold, whatever captions they were written for."""
+    fold_by_text: dict[str, int] = {}
+    return [Example(row.text, row.task, fold_by_text.setdefault(row.text, fold_of(wording(row), n_folds))) for row in rows]
 
 
 def write_out_of_fold(folder: Path, texts: Sequence[str], folds: Sequence[int], tasks: Sequence[str], p: Floats) -> None:

@@ -102,7 +102,7 @@ class NgramClassifier:
 
 
 def load(folder: Path) -> NgramClassifier | None:
-    """The classifier that was saved in a folder; None for a folder without one (written by an earlier version)."""
+    """The classifier that was saved in a folder; None for a folder without one."""
     if not (folder / WEIGHTS).is_file():
         return None
     tensors = load_file(folder / WEIGHTS)

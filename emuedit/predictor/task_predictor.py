@@ -194,7 +194,8 @@ class TaskPredictor:
         """Predict the task of each instruction, restricted to the known tasks that are in `among`; None: all known tasks.
 
         Probabilities are over all tasks, including added ones: if the instruction asks for an excluded task, the others have low
-        probabilities and it is refused. Empty texts are always refused. Raises ValueError if no task remains.
+        probabilities and it is refused. They are conditional on an instruction, with a sum of 1 over all tasks, except those of a
+        refused text. Empty texts are always refused. Raises ValueError if no task remains.
         """
         names = (*self.tasks, *self._new_instructions)
         columns = [k for k, name in enumerate(names) if among is None or name in among]
@@ -205,13 +206,15 @@ class TaskPredictor:
             )
         if not texts:
             return []
-        chosen = self._with_new_tasks(texts, self.probabilities(texts))[:, columns]
-        values, indices = chosen.topk(min(1 + N_ALTERNATIVES, len(columns)))
+        p = self._with_new_tasks(texts, self.probabilities(texts))
+        supported = p[:, columns].sum(-1) >= self.min_support
+        refused = [not (text.strip() and enough) for text, enough in zip(texts, supported.tolist(), strict=True)]
+        p = torch.where(torch.tensor(refused)[:, None], p, p / p.sum(-1, keepdim=True))
+        values, indices = p[:, columns].topk(min(1 + N_ALTERNATIVES, len(columns)))
         predictions = []
-        for text, support, row, ranks in zip(texts, chosen.sum(-1).tolist(), values.tolist(), indices.tolist(), strict=True):
-            first, *others = [(names[columns[i]], p) for p, i in zip(row, ranks, strict=True)]
-            refused = not text.strip() or support < self.min_support
-            predictions.append(TaskPrediction(*first, tuple(others), refused))
+        for is_refused, row, ranks in zip(refused, values.tolist(), indices.tolist(), strict=True):
+            first, *others = [(names[columns[i]], value) for value, i in zip(row, ranks, strict=True)]
+            predictions.append(TaskPrediction(*first, tuple(others), is_refused))
         return predictions
 
     def _with_new_tasks(self, texts: Sequence[str], p: Tensor) -> Tensor:
@@ -277,13 +280,8 @@ def load(name_or_path: str, device: str = "cpu") -> TaskPredictor:
     manifest = model_sources.read_manifest(name_or_path, T5)
     if not manifest.get(_MARKER):
         raise ValueError(f"want a task predictor, got {name_or_path!r}, a T5 whose labels are not tasks; run the stage `router`")
-    transformers = model_sources.import_library("transformers")
-    name, revision = model_sources.split_revision(name_or_path)
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(
-        name, revision=revision, dtype="auto", use_safetensors=True
-    )
-    tokenizer = transformers.AutoTokenizer.from_pretrained(name, revision=revision)
-    model = model.to(device).requires_grad_(False).eval()
+    classes = ("AutoModelForSequenceClassification", "AutoTokenizer")
+    model, tokenizer = model_sources.load_frozen(name_or_path, *classes, device, "auto")
     extra = (new_tasks.KNOWN_INSTRUCTIONS, new_tasks.KNOWN_FEATURES, ngram_classifier.WEIGHTS, ngram_classifier.VOCABULARY)
     is_local = model_sources.is_folder(name_or_path)
     folder = Path(name_or_path) if is_local else model_sources.download_snapshot(name_or_path, extra)

@@ -11,7 +11,7 @@ to compute the metrics. Then the published classifiers are trained on all instru
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +30,7 @@ from emuedit.data.records import Instruction
 from emuedit.predictor import classifier_adapters, new_tasks, task_predictor
 from emuedit.predictor.calibration import fit_weights, measure, refusal_threshold
 from emuedit.predictor.classifier_adapters import AdapterSettings
-from emuedit.predictor.cross_fitting import fold_of, wording, write_out_of_fold
+from emuedit.predictor.cross_fitting import Example, fold_of, label_instructions, write_out_of_fold
 from emuedit.predictor.ngram_classifier import NgramClassifier
 from emuedit.predictor.non_instructions import NON_INSTRUCTIONS, load_non_instructions
 from emuedit.predictor.task_predictor import NO_EDIT, TaskPredictor
@@ -72,7 +72,7 @@ class RouterParams(config.Params):
     non_instructions: str = NON_INSTRUCTIONS
     """File of texts to refuse, see `emuedit/predictor/non_instructions.py`; its list `fit` is used, and some of the captions."""
     non_instruction_repeats: int = Field(2, ge=1)
-    """How often each of them is seen per epoch."""
+    """How often each of them is seen per epoch, if that makes at most half as many texts as instructions; else a sample."""
     max_refused: float = Field(0.03, ge=0, lt=1)
     """Maximum share of the instructions, predicted by models without their wording, below the published refusal threshold."""
     lora: Literal["auto", "on", "off"] = "auto"
@@ -96,15 +96,6 @@ class RouterParams(config.Params):
     """Longest instruction in tokens that T5 reads, in training and in use; a longer one is cut without a warning."""
     seed: int = Field(0, ge=0)
     """Seed of the head, the order, the noise and the dropout."""
-
-
-@dataclass(frozen=True)
-class Example:
-    """A text with its task, or `NO_EDIT`, and the fold of its wording."""
-
-    text: str
-    label: str
-    fold: int
 
 
 def run(params: RouterParams, root: Path) -> Summary:
@@ -148,12 +139,6 @@ def run(params: RouterParams, root: Path) -> Summary:
     }
     publish_logs(scratch, root, "router")
     return publish(scratch, root / OUT, "router", recorded, counts)
-
-
-def label_instructions(rows: Iterable[Instruction], n_folds: int) -> list[Example]:
-    """Instructions with the fold of their wording; equal texts are in one fold, whatever captions they were written for."""
-    fold_by_text: dict[str, int] = {}
-    return [Example(row.text, row.task, fold_by_text.setdefault(row.text, fold_of(wording(row), n_folds))) for row in rows]
 
 
 @dataclass(frozen=True)
@@ -204,9 +189,11 @@ class PredictorTraining:
         params, loss_name = self.params, "loss" if left_out is None else f"loss_fold_{left_out}"
         model, device = predictor.model, predictor.model.device
         class_of = {label: i for i, label in enumerate(predictor.labels)}
-        seen = [example for example in examples for _ in range(params.non_instruction_repeats if example.label == NO_EDIT else 1)]
-        n_gibberish = sum(example.label == NO_EDIT for example in examples) // 2
-        per_epoch = -(-(len(seen) + n_gibberish) // params.batch_size)
+        instructions = [example for example in examples if example.label != NO_EDIT]
+        others = [example for example in examples if example.label == NO_EDIT] * params.non_instruction_repeats
+        n_others = min(len(others), len(instructions) // 2)
+        n_gibberish = n_others // 4
+        per_epoch = -(-(len(instructions) + n_others + n_gibberish) // params.batch_size)
         n_steps = params.epochs * per_epoch
         schedule = LrSchedule(n_steps, params.lr, params.warmup_steps, decay_share=1.0)
         optimization = Optimization(model, schedule, weight_decay=params.weight_decay, max_grad_norm=params.max_grad_norm)
@@ -215,6 +202,7 @@ class PredictorTraining:
         with Progress(loss_name.replace("loss", "router"), n_steps, "step", optimization.step) as progress:
             for epoch in range(optimization.step // per_epoch, params.epochs):
                 random = rng("router", "order", params.seed, epoch)
+                seen = [*instructions, *sample(others, n_others, random)]
                 rows = [(vary(example.text, params.noise, random), class_of[example.label]) for example in seen]
                 rows += [(gibberish(random), class_of[NO_EDIT]) for _ in range(n_gibberish)]
                 order = random.permutation(len(rows)).tolist()

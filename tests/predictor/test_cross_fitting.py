@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from emuedit.data.records import Instruction
-from emuedit.predictor.cross_fitting import fold_of, read_out_of_fold, wording, write_out_of_fold
+from emuedit.predictor.cross_fitting import fold_of, label_instructions, read_out_of_fold, wording, write_out_of_fold
 
 
 def instruction(text: str, source: str, target: str, *objects: str) -> Instruction:
@@ -35,3 +35,11 @@ def test_predictions_out_of_fold_are_found_by_text(tmp_path: Path) -> None:
     assert read_out_of_fold(tmp_path / "other", ["local"]) == {}
     with pytest.raises(KeyError):
         read_out_of_fold(tmp_path, ["sketch"])
+
+
+def test_equal_texts_are_in_one_fold_whatever_their_captions() -> None:
+    rows = [
+        Instruction(f"c{i}", "local", "make it red", f"a {word} star", f"a red {word}", None, None, False, i, "w", "")
+        for i, word in enumerate(("make", "big", "small", "it", "blue", "red"))
+    ]
+    assert len({example.fold for example in label_instructions(rows, 5)}) == 1

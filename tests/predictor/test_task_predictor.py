@@ -51,6 +51,7 @@ def test_a_prediction_ranks_the_tasks(predictor: TaskPredictor) -> None:
     probabilities = predictor.probabilities(TEXTS)
     no_edit = (predictor.all_logits(TEXTS)).softmax(-1)[:, predictor.labels.index(NO_EDIT)]
     torch.testing.assert_close(probabilities.sum(-1) + no_edit, torch.ones(4))
+    probabilities[[0, 1, 3]] /= probabilities[[0, 1, 3]].sum(-1, keepdim=True)  # not of the empty text, which is refused
     for row, prediction in zip(probabilities, predictor.predict(TEXTS), strict=True):
         first, *others = row.argsort(descending=True).tolist()
         assert (prediction.task, prediction.probability) == (TASKS[first], row[first].item())
@@ -60,6 +61,7 @@ def test_a_prediction_ranks_the_tasks(predictor: TaskPredictor) -> None:
 
 def test_a_prediction_may_be_limited_to_the_tasks_of_an_editor(predictor: TaskPredictor) -> None:
     probabilities = predictor.probabilities(TEXTS)
+    probabilities[[0, 1, 3]] /= probabilities[[0, 1, 3]].sum(-1, keepdim=True)  # not of the empty text, which is refused
     for row, prediction in zip(probabilities, predictor.predict(TEXTS, ["sketch", "local", "contour"]), strict=True):
         first, second = sorted((0, 2), key=lambda k: -row[k].item())
         assert (prediction.task, prediction.probability) == (TASKS[first], row[first].item())
@@ -88,7 +90,9 @@ def test_a_text_without_a_task_is_refused_and_says_what_is_near(predictor: TaskP
     support = fixed.probabilities([""])[0].sum().item()
     assert support == pytest.approx(0.157, abs=1e-3)
     fixed.calibrate(1.0, support - 0.01)
-    assert not fixed.predict(["hello"])[0].refused
+    (accepted,) = fixed.predict(["hello"])
+    assert not accepted.refused
+    assert accepted.probability + sum(p for _, p in accepted.alternatives) == pytest.approx(1), "given that it is an instruction"
     assert fixed.predict(["  "])[0].refused, "an empty text asks for nothing, whatever the network says"
     fixed.calibrate(1.0, support + 0.01)
     (prediction,) = fixed.predict(["hello"])

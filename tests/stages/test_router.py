@@ -3,67 +3,24 @@ import json
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 import torch
-import yaml
-from safetensors.torch import load_file
 
-from emuedit.data.publish import STATS_FILE, Summary, logs_folder, publish, read_folder, read_summary, scratch_folder
+from emuedit.data.publish import STATS_FILE, Summary, logs_folder, read_folder, read_summary
 from emuedit.data.records import Instruction
-from emuedit.data.shards import write_shard
 from emuedit.predictor import new_tasks, task_predictor
-from emuedit.predictor.cross_fitting import OUT_OF_FOLD
-from emuedit.predictor.non_instructions import NON_INSTRUCTIONS, load_non_instructions
+from emuedit.predictor.cross_fitting import OUT_OF_FOLD, Example
 from emuedit.predictor.task_reassignment import predict_tasks
-from emuedit.stages import MEMORY_ENV, router
-from emuedit.stages.router import Example, RouterError, RouterParams, run
-from tests.repository import ROOT
-from tests.stages.workspace import Workspace, check_stop_message, hide_mlflow, load_params
+from emuedit.stages import router
+from emuedit.stages.router import RouterError, run
+from tests.stages.small_router import FRAMES, OBJECTS, SMALL, make_params, publish_instructions, publish_little
+from tests.stages.workspace import Workspace, check_stop_message, hide_mlflow
 
-FRAMES = ("{} the {}", "please {} the {}", "{} the {} now", "can you {} the {}", "I want to {} the {}", "{} the {} for me please")
-OBJECTS = ("star", "ring", "square", "cross", "circle")
-SMALL = {
-    "device": "cpu", "epochs": 3, "batch_size": 16, "lr": 5e-3, "warmup_steps": 4, "folds": 2, "non_instruction_repeats": 1,
-}  # fmt: skip
-
-T5 = ROOT / "toyworld/weights/t5"
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_mlflow"), pytest.mark.timeout(300)]
-
-
-def make_params(**changes: Any) -> RouterParams:
-    return load_params(RouterParams, "router", **SMALL | changes)
-
-
-def publish_instructions(
-    root: Path, n_captions: int = 60, tasks: tuple[str, ...] = ("sketch", "remove"), wrong: str | None = None
-) -> None:
-    """`wrong`: the frame whose instructions all have the other label."""
-    others = dict(zip(tasks, reversed(tasks), strict=True))
-    instructions = []
-    for i, frame, name in zip(range(n_captions), cycle(FRAMES), cycle(OBJECTS), strict=False):
-        for task in tasks:
-            label = others[task] if frame == wrong else task
-            text = frame.format(task, name)
-            instructions.append(Instruction(f"c{i}", label, text, f"a {name}", "b", None, None, False, i, "w", ""))
-    scratch = scratch_folder(root, "instructions", "f")
-    write_shard(scratch / "shard-00000.parquet", instructions, Instruction)
-    publish(scratch, root / router.IN, "instructions", {}, {})
-
-
-def publish_little(
-    root: Path, n_captions: int = 12, texts_per_kind: int = 1, wrong: str | None = None, **changes: Any
-) -> RouterParams:
-    """Publish instructions. The params for a training on them and on a few non-instructions of each kind."""
-    publish_instructions(root, n_captions, wrong=wrong)
-    kinds = load_non_instructions(ROOT / NON_INSTRUCTIONS, "fit")
-    file = root / "non_instructions.yaml"
-    file.write_text(yaml.safe_dump({kind: {"fit": texts[:texts_per_kind]} for kind, texts in kinds.items()}))
-    return make_params(non_instructions=str(file), **changes)
 
 
 @dataclass(frozen=True)
@@ -98,6 +55,28 @@ def training(tmp_path_factory: pytest.TempPathFactory) -> Training:
         patch.setattr(router.PredictorTraining, "_fit", record)
         patch.setattr(router, "fit_ngrams", record_ngrams)
         return Training(root, run(params, root), texts, ngram_texts)
+
+
+def test_an_epoch_has_half_as_many_other_texts_as_instructions_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    params = publish_little(tmp_path, n_captions=8, texts_per_kind=10, epochs=2)
+    instructions = {row.text for row in read_folder(tmp_path / router.IN, Instruction)}
+    seen: list[list[str]] = []
+    fit, vary = router.PredictorTraining._fit, router.vary
+
+    def record(self: Any, *arguments: Any) -> None:
+        seen.append([])
+        fit(self, *arguments)
+
+    def record_text(text: str, *noise: Any) -> str:
+        seen[-1].append(text)
+        return vary(text, *noise)
+
+    monkeypatch.setattr(router.PredictorTraining, "_fit", record)
+    monkeypatch.setattr(router, "vary", record_text)
+    run(params, tmp_path)
+    n_others = [sum(text not in instructions for text in texts) for texts in seen]
+    assert [2 * n for n in n_others] == [len(texts) - n for texts, n in zip(seen, n_others, strict=True)]
+    assert len(set(seen[-1]) - instructions) > 8, "another sample in each epoch"
 
 
 def test_the_task_of_an_instruction_is_learned(training: Training) -> None:
@@ -159,14 +138,6 @@ def test_a_wrong_label_is_corrected_by_the_models_that_did_not_see_it(tmp_path: 
     assert labels[text] == "sketch"
 
 
-def test_equal_texts_are_in_one_fold_whatever_their_captions() -> None:
-    rows = [
-        Instruction(f"c{i}", "local", "make it red", f"a {word} star", f"a red {word}", None, None, False, i, "w", "")
-        for i, word in enumerate(("make", "big", "small", "it", "blue", "red"))
-    ]
-    assert len({example.fold for example in router.label_instructions(rows, 5)}) == 1
-
-
 def test_no_record_is_in_memory_while_models_are_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class TrainingStarts(Exception):  # noqa: N818 - not an error
         pass
@@ -182,59 +153,6 @@ def test_no_record_is_in_memory_while_models_are_trained(tmp_path: Path, monkeyp
     with pytest.raises(TrainingStarts) as started:
         run(params, tmp_path)
     assert started.value.args[0] <= before
-
-
-@pytest.mark.parametrize(
-    ("changes", "uses_lora", "dtype"),
-    [
-        ({}, False, torch.float32),
-        ({"lora": "on"}, True, torch.bfloat16),
-        ({"lora": "on", "dtype": "float32"}, True, torch.float32),
-    ],
-)
-def test_adapters_and_half_precision_go_together(changes: dict[str, Any], uses_lora: bool, dtype: torch.dtype) -> None:
-    assert router.choose_precision(make_params(**changes), str(T5)) == (uses_lora, dtype)
-
-
-def test_a_large_t5_gets_adapters_in_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(router.classifier_adapters, "count_parameters", lambda base: 2_850_000_000)  # flan-t5-xl
-    assert router.choose_precision(make_params(), "google/flan-t5-xl") == (True, torch.bfloat16)
-    assert router.choose_precision(make_params(lora="off"), "google/flan-t5-xl") == (False, torch.float32)
-
-
-def test_full_training_in_half_precision_is_an_error() -> None:
-    with pytest.raises(RouterError, match=r"want router.lora on with router.dtype bfloat16"):
-        router.choose_precision(make_params(dtype="bfloat16", lora="off"), str(T5))
-
-
-def test_a_router_with_adapters_is_trained_and_saved_in_half_precision(tmp_path: Path) -> None:
-    run(publish_little(tmp_path, lora="on", epochs=1), tmp_path)
-    tensors = load_file(tmp_path / router.OUT / "model.safetensors")
-    assert {value.dtype for value in tensors.values()} == {torch.bfloat16}
-    assert not any("lora" in name for name in tensors)
-    assert task_predictor.load(str(tmp_path / router.OUT)).tasks == ("remove", "sketch")
-
-
-@pytest.mark.parametrize("lora", ["off", "on"])
-def test_a_router_that_ran_out_of_memory_keeps_fewer_activations_and_learns_the_same(
-    lora: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    params, kept_bytes = publish_little(tmp_path, lora=lora, dtype="float32", epochs=1, batch_size=8), [0]
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        kept_bytes[-1] += tensor.nbytes
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        run(params, tmp_path)
-        weights = load_file(tmp_path / router.OUT / "model.safetensors")
-        monkeypatch.setenv(MEMORY_ENV, "1")
-        kept_bytes.append(0)
-        run(params, tmp_path)
-    for name, value in load_file(tmp_path / router.OUT / "model.safetensors").items():
-        torch.testing.assert_close(value, weights[name], rtol=0, atol=0.2 * params.lr, msg=f"{name}: more than rounding")
-    assert kept_bytes[1] < 0.5 * kept_bytes[0]
-    assert "router: ran out of memory" in capsys.readouterr().out
 
 
 def test_an_interrupted_training_resumes_after_the_last_epoch_with_the_same_weights(

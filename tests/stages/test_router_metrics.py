@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from emuedit.predictor.calibration import fit_weights, refusal_threshold
-from emuedit.predictor.cross_fitting import read_out_of_fold
+from emuedit.predictor.cross_fitting import Example, read_out_of_fold
 from emuedit.predictor.task_predictor import NO_EDIT
-from emuedit.stages.router import Example, RouterParams, combine, cross_fit
+from emuedit.stages.router import RouterParams, combine, cross_fit
 from tests.stages.workspace import load_params
 
 pytestmark = pytest.mark.slow

@@ -44,7 +44,7 @@ class Runtime:
         if kind not in present:
             raise ValueError(f"want a device of this machine ({_quoted(present)}), got {device!r}; use 'auto'")
         if dtype == "auto":
-            dtype = _auto_dtype(kind)
+            dtype = _auto_dtype(device)
         return cls(device, dtype)
 
     def __str__(self) -> str:
@@ -124,12 +124,13 @@ def generator(*keys: str | int, device: str = "cpu") -> "torch.Generator":
     return torch.Generator(device=device).manual_seed(seed_for(*keys))
 
 
-def _auto_dtype(kind: str) -> str:
-    if kind == "cuda":
+def _auto_dtype(device: str) -> str:
+    if device.startswith("cuda"):
         import torch
 
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    if kind == "cpu":
+        with torch.cuda.device(device):  # a machine may have GPUs of two generations
+            return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    if device == "cpu":
         from emuedit.number_format import probe
 
         return probe().dtype

@@ -1,7 +1,9 @@
+import contextlib
 import importlib
 import subprocess
 import sys
 import tracemalloc
+from collections.abc import Iterator
 from typing import get_type_hints
 from unittest import mock
 
@@ -81,8 +83,25 @@ def test_auto_takes_the_best_device_and_on_a_cpu_the_probed_number_format(
 
     monkeypatch.setattr(number_format, "probe", probe)
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: "no bfloat16" not in present)
+    monkeypatch.setattr("torch.cuda.device", contextlib.nullcontext)
     with mock.patch("emuedit.runtime._present_devices", return_value=present):
         assert Runtime.choose() == expected
+
+
+def test_auto_asks_the_named_gpu_for_its_number_format(monkeypatch: pytest.MonkeyPatch) -> None:
+    current = ["cuda:0"]
+
+    @contextlib.contextmanager
+    def device(name: str) -> Iterator[None]:
+        current.append(name)
+        yield
+        current.pop()
+
+    monkeypatch.setattr("torch.cuda.device", device)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: current[-1] == "cuda:1")
+    with mock.patch("emuedit.runtime._present_devices", return_value=("cuda", "cpu")):
+        assert Runtime.choose("cuda:1").dtype == "bfloat16"
+        assert Runtime.choose("cuda:2").dtype == "float32"
 
 
 def test_a_sample_is_a_part_of_the_permutation_and_takes_no_memory_for_the_longest_text_each() -> None:

@@ -5,6 +5,7 @@ Shapes: B images, H and W pixels, C latent channels, h and w latent sizes, n = B
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -14,7 +15,10 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusio
 from huggingface_hub import snapshot_download
 from torch import Tensor
 
-from emuedit.editor import model_card, task_embedding
+from emuedit.editor import (
+    model_card,
+    task_embedding,  # noqa: F401  diffusers loads parts only of classes whose module was imported
+)
 from emuedit.editor.pipeline_images import OUTPUT_TYPES, EditPipelineOutput, convert_output, measure_changes, read_images
 from emuedit.editor.settings import EditSettings
 from emuedit.editor.unet import EditorUNet
@@ -25,8 +29,6 @@ if TYPE_CHECKING:
 
 AfterStep = Callable[[Any, int, Tensor, dict[str, Tensor]], Mapping[str, Tensor]]
 """`callback_on_step_end(pipeline, step, timestep, {"latents": z_t})` of diffusers; returns the latents for the next step."""
-EARLIER_TASKS = "tasks"
-"""Folder of the task embedding in editors of an earlier version."""
 FOLDER_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", model_card.CARD_FILE)
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 DEFAULTS = EditSettings()
@@ -89,11 +91,7 @@ class EmuEditPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is 
         folder = Path(pretrained_model_name_or_path)
         if not folder.is_dir():
             folder = Path(cls.download(str(pretrained_model_name_or_path), **kwargs))
-        if (folder / EARLIER_TASKS / "config.json").is_file():
-            kwargs.setdefault("task_embedding", task_embedding.load_earlier(folder / EARLIER_TASKS))
-            model_sources.read_manifest(str(folder), model_sources.BASE_MODEL)
-        else:
-            model_sources.read_manifest(str(folder), model_sources.EDITOR)
+        model_sources.read_manifest(str(folder), model_sources.EDITOR)
         pipeline: EmuEditPipeline = super().from_pretrained(str(folder), **{"use_safetensors": True} | kwargs)
         return pipeline
 
@@ -132,9 +130,13 @@ class EmuEditPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is 
         super().enable_sequential_cpu_offload(*args, **kwargs)
 
     def enable_group_offload(self, *args: Any, **kwargs: Any) -> None:
-        """As in diffusers. A VAE that overflows in float16 is converted first, since streams copy its weights."""
+        """As in diffusers, but the small task embedding stays on the device: groups are loaded when a part's forward is called,
+        which it has not. A VAE that overflows in float16 is converted first, since streams copy its weights."""
         text_to_image.avoid_vae_overflow(self.vae)
-        super().enable_group_offload(*args, **kwargs)
+        options = inspect.signature(super().enable_group_offload).bind(*args, **kwargs).arguments
+        excluded = options.pop("exclude_modules", None) or []
+        excluded = [excluded] if isinstance(excluded, str) else excluded
+        super().enable_group_offload(**options, exclude_modules=[*excluded, "task_embedding"])
 
     def sampler(self) -> EditSampler:
         """A sampler with these parts, which edits tensors."""
@@ -142,7 +144,8 @@ class EmuEditPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is 
         from emuedit.editor.sampling import EditSampler
 
         parts = FrozenParts(self)
-        return EditSampler(EditorUNet(self.unet, self.task_embedding, parts.factor), parts, self.task_embedding.fingerprint)
+        net = EditorUNet(self.unet, self.task_embedding, parts.factor)
+        return EditSampler(net, parts, self.task_embedding.fingerprint, self.unet.dtype)
 
     @torch.no_grad()
     def __call__(

@@ -79,7 +79,11 @@ class Denoiser:
 
 
 def memoryless_scheduler(scheduler: Any) -> Any:
-    """The scheduler if it is single-step, else DDIM with the same noise levels (`objective.on_same_betas`)."""
+    """The scheduler if it is single-step, else DDIM with the same noise levels (`objective.on_same_betas`).
+
+    Raises ValueError for a scheduler without betas (EDM): DDIM would silently take its default ones.
+    """
+    objective.prediction_type_of(scheduler)
     return scheduler if type(scheduler).__name__ in MEMORYLESS else objective.on_same_betas(scheduler, ())
 
 

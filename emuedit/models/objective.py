@@ -29,7 +29,8 @@ def prediction_type_of(scheduler: Any) -> PredictionType:
     if prediction_type not in ("epsilon", "v_prediction", "sample") or not hasattr(scheduler, "alphas_cumprod"):
         raise ValueError(
             "want a scheduler with alphas_cumprod and prediction_type epsilon, v_prediction or sample, or a "
-            f"{FLOW_SCHEDULER}; got {type(scheduler).__name__} with prediction_type {prediction_type!r}; use DDIMScheduler"
+            f"{FLOW_SCHEDULER}; got {type(scheduler).__name__} with prediction_type {prediction_type!r}; use another base model, "
+            "or DDIMScheduler if this one was trained with betas"
         )
     return cast(PredictionType, prediction_type)
 

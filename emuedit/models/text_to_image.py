@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from emuedit.core.guidance import classifier_free
-from emuedit.models import image_tensors, model_files, model_sources, vae_latents
+from emuedit.models import image_tensors, model_files, model_sources, objective, vae_latents
 from emuedit.models.denoising import Denoiser, size_conditions
 from emuedit.models.text_encoding import TextEncoding, Tokens
 
@@ -165,7 +165,8 @@ class TextToImageModel:
         return self.decode(z_t)
 
     def _check(self) -> None:
-        """Raise ValueError for incompatible parts."""
+        """Raise ValueError for incompatible parts, and for a scheduler without a known objective."""
+        objective.prediction_type_of(self.scheduler)
         channels = self.unet.config.in_channels
         if channels != self.channels:
             raise ValueError(

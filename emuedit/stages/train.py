@@ -104,7 +104,7 @@ class TrainJob:
         return TrainableEditor(net, parts, self.params), cache.with_tasks(net.table.names)
 
     def train(self, device: str) -> TrainableEditor:
-        """Train in this process, alone or as one of several, from the last saved step; returns the trained editor."""
+        """Train in this process, alone or as one of several, from the last saved step; returns the editor, LoRA not merged."""
         params = self.params
         with (
             open_accelerator(device, params.dtype) as accelerator,
@@ -118,10 +118,12 @@ class TrainJob:
                     preview = _prepare_preview(params, editor, cache.tasks, folder, str(accelerator.device), main)
                 loop = TrainLoop(editor, cache, params, self.scratch, accelerator, preview)
             loop.run()
+        if params.lora is None:  # else `read_trained` merges the adapters, into weights that are not in half precision
+            editor.finish()
         return editor
 
     def read_trained(self) -> TrainableEditor:
-        """Load the trained editor from the state of the training, on the CPU."""
+        """Load the trained editor from the state of the training, with adapters merged, on the CPU in float32."""
         editor, _ = self.make_editor()
         editor.prepare(torch.device("cpu"))
         read_average(editor, self.scratch / STATE_FILE)
@@ -170,7 +172,6 @@ def run(params: TrainParams, root: Path) -> Summary:
     if launch is not None and launch.machine_rank:
         print(f"train: done; the first machine (machine_rank 0) publishes to {OUT}", flush=True)
         return Summary("train", scratch.name, recorded | {"data": data}, counts, {})
-    # Frozen weights are in half precision during LoRA training, so adapters are merged into the original weights
     editor = job.read_trained() if trained is None or params.lora is not None else trained
     if start.is_editor and params.start_share:
         average_with_start(editor, job.make_editor()[0], params.start_share, len(start.trained_tasks))

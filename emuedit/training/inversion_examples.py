@@ -67,7 +67,8 @@ def split_rows(n_rows: int, at_once: int) -> list[slice]:
 
 def select_examples(batch: Batch, rows: Tensor) -> Batch:
     """The samples of a batch at these rows (int64), in that order."""
-    ids, instructions = (tuple(texts[int(i)] for i in rows) for texts in (batch.ids, batch.instructions))
+    chosen = rows.tolist()  # once: each read of a GPU's tensor waits for the GPU
+    ids, instructions = (tuple(texts[i] for i in chosen) for texts in (batch.ids, batch.instructions))
     sizes = None if batch.sizes is None else batch.sizes[rows]
     text = batch.text.take(rows)
     return Batch(batch.source[rows], batch.target[rows], text, batch.null, batch.tasks, ids, instructions, sizes)

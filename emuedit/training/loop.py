@@ -95,7 +95,7 @@ class TrainLoop:
         self._save_took_s = 0.0
 
     def run(self) -> None:
-        """Train until `settings.steps`. Afterwards the editor has the averaged weights, frozen, with adapters merged.
+        """Train until `settings.steps`. Afterwards the editor has the averaged weights (see also `TrainableEditor.finish`).
 
         Raises TrainingError for the first step whose loss or gradient norm is not finite, and for a held-out loss that is not.
         """
@@ -138,7 +138,6 @@ class TrainLoop:
             self._graph = None
             optimization.optimizer.zero_grad(set_to_none=True)
         optimization.use_average()
-        self.editor.finish()
 
     def _backward(self, feed: BatchFeed) -> Tensor:
         """Forward and backward passes of a step; returns the loss and its parts, averaged over all processes, [1 + parts]."""

@@ -2,6 +2,7 @@
 
 import torch
 
+from emuedit.data.name_list import first_names
 from emuedit.training.trainable_editor import TrainableEditor
 
 
@@ -16,8 +17,9 @@ def average_with_start(trained: TrainableEditor, first: TrainableEditor, share: 
     after, before = dict(trained.named_parameters()), dict(first.named_parameters())
     differing = sorted(name for name in after.keys() | before.keys() if _shape(after, name) != _shape(before, name))
     if differing:
-        names = ", ".join(differing[:3])
-        raise ValueError(f"want two editors with equal weights, got different ones at {names}; load both from one start")
+        raise ValueError(
+            f"want two editors with equal weights, got different ones at {first_names(differing)}; load both from one start"
+        )
     for name, weight in after.items():
         part = slice(n_rows) if weight is trained.net.table.v else ...
         weight[part].lerp_(before[name][part].to(weight.device, weight.dtype), share)

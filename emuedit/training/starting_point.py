@@ -72,7 +72,7 @@ class StartingPoint:
         by inversion are dropped, since they work only with the old weights. d_v is used for a start from the base model. Raises
         StartError if `change_mask` differs from the editor's.
         """
-        with torch.random.fork_rng():
+        with torch.random.fork_rng([]):  # drawn on the CPU
             torch.manual_seed(seed_for("editor", "start", seed))
             if not self.is_editor:
                 base_model = text_to_image.load(self.folder, "cpu")
@@ -130,8 +130,6 @@ def resolve(start: str, world: config.World, root: Path) -> StartingPoint:
     base_start = StartingPoint(BASE_MODEL, config.resolve_path(world.base_model, root))
     if start == BASE_MODEL:
         return base_start
-    if start == "base":
-        raise StartError(f"want {BASE_EDITOR} as train.start, got base, its earlier name; rename it")
     if start == BASE_EDITOR:
         if world.base_editor is None:
             raise StartError(f"want a base editor (world.base_editor) to start from, got none; set it, or start: {BASE_MODEL}")

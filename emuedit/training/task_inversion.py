@@ -13,15 +13,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from emuedit import config
 from emuedit.data.dependencies import SUMMARY_FILE
 from emuedit.data.publish import read_summary
+from emuedit.editor import task_pack
 from emuedit.editor.sampling import EditSampler
 from emuedit.editor.task_adapter import AdaptedLayers, TaskAdapter
 from emuedit.editor.task_pack import TaskPack
@@ -59,8 +60,8 @@ class InversionLoss(config.Params):
 class InversionSettings(InversionLoss):
     """Settings of task inversion."""
 
-    task: str = Field(min_length=1)
-    """The task to learn: in the benchmark, and not a task of the editor."""
+    task: Annotated[str, AfterValidator(task_pack.check_name)]
+    """The task to learn: in the benchmark, and not a task of the editor; lower-case letters, digits and _, at most 64."""
     n_examples: int = Field(ge=1)
     """Number of training examples (Emu Edit: 1 to 100)."""
     n_held_out: int = Field(ge=1)

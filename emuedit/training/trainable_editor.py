@@ -6,6 +6,7 @@ InstructPix2Pix and Emu Edit freeze text encoders pretrained on web data. A froz
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -62,12 +63,13 @@ class TrainableEditor(nn.Module):
         is_sharded: whether FSDP will shard the weights, which requires the default memory layout.
         """
         settings, unet = self.settings, self.net.unet
-        self.to(device, torch.float32).train().requires_grad_(True)
+        self.float().train().requires_grad_(True)
         if settings.lora is not None:
             half = settings.dtype != "float32" and device.type != "cpu"
             with torch.random.fork_rng([]):
                 torch.manual_seed(seed_for("editor", "lora", settings.seed))
                 lora.add_adapters(unet, settings.lora, self.dtype if half else torch.float32)
+        self.to(device)  # not before: frozen weights in half precision need never fit the device in float32
         if device.type == "cuda" and not is_sharded:
             self.to(memory_format=torch.channels_last)  # slower on a CPU
         objective.move_noise_schedule(self.parts.scheduler, device)
@@ -106,7 +108,10 @@ class TrainableEditor(nn.Module):
         self.eval()
         try:
             with gathered_root(self):
-                yield EditSampler(self.net, FrozenParts(pipeline), "", self.dtype)
+                sampler = EditSampler(self.net, FrozenParts(pipeline), "", self.dtype)
+                # of this training: its start, whose pipeline this is, may have another one
+                sampler.resolution_px = self.settings.resolution or round(math.sqrt(math.prod(self.parts.size)))
+                yield sampler
         finally:
             self.train()
             for part in moved_parts:

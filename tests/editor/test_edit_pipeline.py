@@ -260,6 +260,21 @@ def offload_groups(pipe: EmuEditPipeline, monkeypatch: pytest.MonkeyPatch) -> No
     pipe.enable_group_offload(onload_device=torch.device("cpu"), offload_type="leaf_level")
 
 
+@pytest.mark.parametrize("options", [{}, {"exclude_modules": "vae"}, {"offload_type": "leaf_level"}])
+def test_the_task_embedding_is_in_no_offloaded_group(options: dict[str, Any], pipe: EmuEditPipeline, tmp_path: Path) -> None:
+    """On disk, tensors of a group that is not loaded are uninitialised."""
+    v = pipe.task_embedding.rows(["local"]).clone()
+    options = {"num_blocks_per_group": 1, "offload_to_disk_path": str(tmp_path)} | options
+    pipe.enable_group_offload(torch.device("cpu"), **options)
+    assert not any(hasattr(part, "_diffusers_hook") for part in pipe.task_embedding.modules())
+    assert torch.equal(pipe.task_embedding.rows(["local"]), v)
+
+
+def test_the_sampler_has_the_number_format_of_the_pipeline(editor_folder: EditorFolder) -> None:
+    pipe = EmuEditPipeline.from_pretrained(editor_folder("toy"), dtype=torch.bfloat16)
+    assert pipe.sampler().dtype == torch.bfloat16
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("offload", [offload_sequentially, offload_groups])
 @pytest.mark.parametrize("kind", ["toy", "sd15", "sdxl"])

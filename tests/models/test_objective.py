@@ -55,8 +55,10 @@ def test_a_scheduler_that_states_no_prediction_type_is_an_error() -> None:
     ):
         with pytest.raises(ValueError, match=f"want a scheduler with alphas_cumprod.*got {type(scheduler).__name__}"):
             objective.prediction_type_of(scheduler)
-        with pytest.raises(ValueError, match="use DDIMScheduler"):
+        with pytest.raises(ValueError, match="use another base model"):
             objective.configure_scheduler(scheduler)
+        with pytest.raises(ValueError, match="use another base model"):  # DDIM would have other noise levels
+            memoryless_scheduler(scheduler)
 
 
 @pytest.mark.parametrize("scheduler", [PNDMScheduler(**SD15), EulerDiscreteScheduler(**SDXL), DDIMScheduler(**TOY)])

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import EDMEulerScheduler
 
 from emuedit.models import text_to_image
 
@@ -191,6 +192,10 @@ def test_parts_that_do_not_fit_are_an_error(clip_tokenizer: Callable[..., Any]) 
     pipeline = sd_pipeline(clip_tokenizer(16), tiny_vae())
     pipeline.tokenizer.model_max_length = 77
     with pytest.raises(ValueError, match="at most the text encoder's 16 positions, got 77"):
+        text_to_image.TextToImageModel(pipeline)
+    pipeline = sd_pipeline(clip_tokenizer(16), tiny_vae())
+    pipeline.scheduler = EDMEulerScheduler()  # as of Playground v2.5
+    with pytest.raises(ValueError, match=r"got EDMEulerScheduler .*use another base model"):
         text_to_image.TextToImageModel(pipeline)
     pipeline = sd_pipeline(clip_tokenizer(16), tiny_vae())
     pipeline.vae = kl_vae()

@@ -109,6 +109,15 @@ def test_an_editor_in_training_makes_samples_and_trains_on(kind: str) -> None:
     assert all(value.requires_grad for value in editor.parameters())
 
 
+def test_samples_of_an_editor_in_training_have_the_resolution_of_the_training() -> None:
+    """Its start may be an editor trained at another one."""
+    for resolution, expected in ((32, 32), (None, 16)):
+        editor = make_editor(FROZEN_TEXT.model_copy(update={"resolution": resolution}))
+        editor.parts.pipeline.register_to_config(training={"resolution": 256})
+        with editor.sampling() as sampler:
+            assert sampler.resolution_px == expected
+
+
 @pytest.mark.slow
 def test_an_editor_with_adapters_in_float16_makes_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a CPU, where frozen weights stay in float32 but here; a GPU has them in float16."""
@@ -187,3 +196,16 @@ def test_the_loss_is_weighted_by_min_snr_unless_it_is_not_to_be(tmp_path: Path) 
         want = plain(batch, draws, UNWEIGHTED).denoising
         assert (weighted(batch, draws, UNWEIGHTED).denoising < 0.5 * want).all()
         assert torch.equal(weighted(batch, draws, UNWEIGHTED, weight_timesteps=False).denoising, want)
+
+
+def test_frozen_weights_in_half_precision_are_never_on_the_device_in_float32() -> None:
+    """The meta device stands for a GPU: whatever is there before the adapters are added would be in float32."""
+    editor = make_editor(FROZEN_TEXT.model_copy(update={"dtype": "bfloat16", "lora": LoraSettings(rank=2)}))
+    devices: set[torch.device] = set()
+    add_adapters = lora.add_adapters
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lora, "add_adapters", lambda unet, *settings: (devices.add(unet.device), add_adapters(unet, *settings)))
+        editor.prepare(torch.device("meta"))
+    assert devices == {torch.device("cpu")}
+    frozen = [value for value in editor.net.unet.parameters() if not value.requires_grad]
+    assert {(value.device.type, value.dtype) for value in frozen} == {("meta", torch.bfloat16)}

@@ -42,6 +42,7 @@ def train(cache_folder: Path, scratch: Path, settings: TrainSettings = SETTINGS,
     editor = make_editor(settings, kind)
     with open_accelerator("cpu", settings.dtype) as accelerator:
         TrainLoop(editor, LatentCache(cache_folder, settings.held_out_share), settings, scratch, accelerator).run()
+    editor.finish()
     return editor
 
 

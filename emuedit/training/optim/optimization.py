@@ -212,8 +212,6 @@ class Optimization:
 
     def _differences(self, state: Mapping[str, Any]) -> list[str]:
         """Differences from a saved state: weights (names and shapes), optimizer settings, EMA."""
-        if "settings" not in state:
-            return ["format (it was saved by an earlier version)"]
         averages = {} if self.ema is None else self.ema.averages
         same = {
             "weights": _shapes(self._weights()) == _shapes(state["weights"]),

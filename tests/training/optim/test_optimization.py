@@ -270,12 +270,6 @@ def test_only_what_changes_is_saved(tmp_path: Path) -> None:
     assert set(saved["ema"]) == {"norm.weight", "norm.bias", "last.weight", "last.bias"}
 
 
-def test_a_state_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
-    torch.save({"weights": {}, "optimizer": {}, "ema": {}, "step": 3}, tmp_path / STATE_FILE)
-    with pytest.raises(OptimizationError, match=r"with other format \(it was saved by an earlier version\); delete it"):
-        optimize(make_module()).resume(tmp_path / STATE_FILE)
-
-
 @pytest.mark.parametrize("name", ["adamw_8bit", "paged_adamw_8bit"])
 def test_an_optimizer_for_a_gpu_is_refused_on_a_cpu(name: str) -> None:
     with pytest.raises(OptimizerError, match=rf"want a GPU for train.optimizer {name}, got cpu; use adamw"):

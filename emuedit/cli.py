@@ -50,7 +50,7 @@ def _describe(error: Exception) -> str | None:
         return service_errors.describe(error)
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
-    if failures.package_of(error) == "emuedit":
+    if failures.explains_itself(error):
         return str(error)
     if failures.kind_of(error) is FailureKind.NETWORK:
         first_line = next(iter(str(error).splitlines()), type(error).__name__)

@@ -32,6 +32,7 @@ class ProcessFailedError(RuntimeError):
         self.kind = kind
 
 
+_PACKAGES = ("emuedit", "flows", "toyworld")
 _NETWORK_LIBRARIES = ("botocore", "huggingface_hub", "httpx", "httpx2", "openai", "requests", "urllib3")
 _NETWORK_ERRORS = (ConnectionError, TimeoutError, BadStatusLine, IncompleteRead)
 _NETWORK_ERRNO = (errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTUNREACH)
@@ -49,13 +50,15 @@ _MEMORY_PHRASES = (
 )  # fmt: skip
 """Messages of torch's plain RuntimeErrors: on a CPU, on macOS, and of CUDA and its libraries outside torch's allocator."""
 
-NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
-"""errno of `flock` on a file system without locks."""
-
 
 def package_of(error: BaseException) -> str:
-    """Top-level package that defines the class of an error, such as `emuedit`, whose errors explain themselves."""
+    """Top-level package that defines the class of an error."""
     return type(error).__module__.partition(".")[0]
+
+
+def explains_itself(error: BaseException) -> bool:
+    """Whether the class of an error is defined in this project, so that its message says what is wrong and what to do."""
+    return package_of(error) in _PACKAGES
 
 
 def kind_of(error: BaseException) -> FailureKind:
@@ -64,14 +67,14 @@ def kind_of(error: BaseException) -> FailureKind:
     HTTP status 408, 429, 500 or above: network. Any other status of 400 or above is permanent, as is a hub id that does not
     exist, is gated, or is not cached while HF_HUB_OFFLINE is set.
     """
-    kinds = [kind for cause in _chain(error) if (kind := _kind_of_one(cause)) is not None]
+    kinds = [kind for cause in chain_of(error) if (kind := _kind_of_one(cause)) is not None]
     if kinds:
         return kinds[0]
-    is_missing_here = any("LocalEntryNotFoundError" in _class_names(cause) for cause in _chain(error))
+    is_missing_here = any("LocalEntryNotFoundError" in class_names(cause) for cause in chain_of(error))
     return FailureKind.NETWORK if is_missing_here and not _is_offline() else FailureKind.OTHER
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
+def chain_of(error: BaseException) -> Iterator[BaseException]:
     """The error and its chain of causes."""
     cause: BaseException | None = error
     while cause is not None:
@@ -85,7 +88,7 @@ def _kind_of_one(error: BaseException) -> FailureKind | None:
         return error.kind  # its cause is only the lost connection to the process
     if _is_out_of_memory(error):
         return FailureKind.MEMORY
-    names = _class_names(error)
+    names = class_names(error)
     if "LocalEntryNotFoundError" in names:  # its cause says why the download failed
         return None
     if names & _PERMANENT:
@@ -100,8 +103,8 @@ def _kind_of_one(error: BaseException) -> FailureKind | None:
     return FailureKind.NETWORK if isinstance(error, OSError) and error.errno in _NETWORK_ERRNO else None
 
 
-def _class_names(error: BaseException) -> set[str]:
-    """Names of its classes, so that the libraries need not be imported."""
+def class_names(error: BaseException) -> set[str]:
+    """Names of the classes of an error, so that the libraries that define them need not be imported."""
     return {parent.__name__ for parent in type(error).__mro__}
 
 

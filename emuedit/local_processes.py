@@ -13,7 +13,7 @@ from functools import partial
 from multiprocessing.connection import Connection, wait
 from typing import Any, cast
 
-from emuedit.failures import FailureKind, ProcessFailedError, kind_of
+from emuedit.failures import FailureKind, ProcessFailedError, explains_itself, kind_of
 from emuedit.processes import available_cores, begin_worker, prepare_workers, start_method, visible_gpus
 
 
@@ -140,5 +140,6 @@ def gpu_of_worker(device: str, number: int) -> dict[str, str]:
 
 def explain(error: BaseException) -> str:
     """Format an error for another process: only the message for our errors, else with the traceback."""
-    explains_itself = type(error).__module__.startswith(("emuedit", "toyworld"))
-    return str(error) if explains_itself else f"{type(error).__name__}: {error}\n{''.join(traceback.format_exception(error))}"
+    if explains_itself(error):
+        return str(error)
+    return f"{type(error).__name__}: {error}\n{''.join(traceback.format_exception(error))}"

@@ -3,15 +3,8 @@
 import sys
 import traceback
 
-from emuedit.failures import package_of
+from emuedit.failures import explains_itself
 from emuedit.tracking.service_errors import hide_password
-
-_OWN = ("emuedit", "flows")
-
-
-def explains_itself(error: BaseException) -> bool:
-    """Whether the error's class is defined in this project, so that its message explains the problem and the remedy."""
-    return package_of(error) in _OWN
 
 
 def print_trace(error: BaseException) -> None:

@@ -4,6 +4,7 @@ Nothing of Prefect is imported before `import_settings`, so that the other check
 """
 
 import os
+import stat
 import tempfile
 import tomllib
 from collections.abc import Iterator
@@ -30,7 +31,7 @@ class ServerError(RuntimeError):
 def check() -> None:
     """Raise ServerError if PREFECT_HOME or PREFECT_API_URL of the environment cannot be used.
 
-    If the home folder is not writable and PREFECT_HOME is not set, it is set to a temporary folder.
+    If the home folder is not writable and PREFECT_HOME is not set, it is set to a temporary folder of this user.
     """
     home = os.environ.get(_HOME_ENV)
     if problem := _why_not_writable(Path(home).expanduser() if home else Path.home() / ".prefect"):
@@ -38,10 +39,22 @@ def check() -> None:
             raise ServerError(
                 f"want a folder that Prefect can write, got {_HOME_ENV}={home} ({problem}); name another or unset it"
             )
-        os.environ[_HOME_ENV] = str(Path(tempfile.gettempdir(), f"emuedit-prefect-{os.getuid()}"))
+        os.environ[_HOME_ENV] = str(_make_private_folder(f"emuedit-prefect-{os.getuid()}"))
         print(f"== ~/.prefect is not writable ({problem}); using {os.environ[_HOME_ENV]}", flush=True)
     if url := os.environ.get(_URL_ENV):
         check_url(url)
+
+
+def _make_private_folder(name: str) -> Path:
+    """A temporary folder that only this user can open: that of an earlier call, or a new one if others may have made that."""
+    folder = Path(tempfile.gettempdir(), name)
+    try:
+        folder.mkdir(mode=0o700)
+    except FileExistsError:
+        state = folder.lstat()
+        if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.getuid() or state.st_mode & 0o077:
+            return Path(tempfile.mkdtemp(prefix=f"{name}-"))
+    return folder
 
 
 def check_url(url: str) -> None:

@@ -37,6 +37,8 @@ _ARRIVAL = "emuedit_arrival_s"
 """Name of the context variable of `flows.serving_app`, which is not stored with the model, so it is looked up by name."""
 _EDITS = threading.BoundedSemaphore(2)
 """One edit is in the network and one before or after it. Others wait here, where they can give up, not for the network's lock."""
+_MAX_RESOLUTION_RATIO = 2
+"""Clients may set `resolution` to at most this many times that of the editor, as the memory of an edit grows with it. Ours."""
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -106,10 +108,11 @@ class EditorModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow is
         from emuedit.editor import changed_area
 
         _check_time(deadline_s)
+        instruction = _instruction(row["instruction"])
         source = image_io.read_image(content)
+        self._check_resolution(source.pixels.shape[:2], settings.resolution)
         task = row.get("task")
         tasks = [task] if isinstance(task, str) and task else None
-        instruction = _instruction(row["instruction"])
         with _place_among_edits(deadline_s):
             arguments = ([instruction], tasks, settings, lambda _: _check_time(deadline_s))
             (turn,) = self.editor.edit_turns(source.pixels, *arguments)
@@ -124,6 +127,15 @@ class EditorModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow is
         if with_mask:
             answer[MASK] = _encode(image_io.to_png(changed_area.mask_image(turn.mask)))
         return answer
+
+    def _check_resolution(self, size: tuple[int, ...], resolution_px: int) -> None:
+        """Raise RequestError if an image of this size (height, width) would be edited at too many pixels; 0: as by default."""
+        limit_px = _MAX_RESOLUTION_RATIO * max(self.editor.sampler.resolution_px, self.editor.settings.resolution)
+        if min(resolution_px**2, math.prod(size)) > limit_px**2:
+            raise RequestError(
+                f"want a resolution of at most {limit_px} for an image of {size[1]} x {size[0]} pixels, got {resolution_px}; "
+                "lower it, or send a smaller image"
+            )
 
 
 def _deadline_s() -> float:
@@ -187,9 +199,11 @@ def _to_answer(error: Exception) -> MlflowException:
 
 
 def _instruction(value: Any) -> str:
+    from emuedit.editing.editor_inputs import check_instructions, describe
+
     if not isinstance(value, str) or not value.strip():  # pandas uses NaN for an empty cell
-        raise RequestError(f"want an instruction, such as 'make the circle red', got {value!r}")
-    return value
+        raise RequestError(f"want an instruction, such as 'make the circle red', got {describe(value)}")
+    return check_instructions([value])[0]
 
 
 def _encode(content: bytes) -> str:

@@ -104,12 +104,8 @@ def load(detector: str, pose: str, device: str) -> PoseEstimator:
     """
     model_sources.read_manifest(detector, DETECTOR)
     model_sources.read_manifest(pose, POSE)
-    transformers = model_sources.import_library("transformers")
-    parts = []
-    model_names = ((transformers.AutoModelForObjectDetection, detector), (transformers.VitPoseForPoseEstimation, pose))
-    for model_class, name_or_path in model_names:
-        name, revision = model_sources.split_revision(name_or_path)
-        model = model_class.from_pretrained(name, revision=revision, dtype=torch.float32, use_safetensors=True)
-        processor = transformers.AutoImageProcessor.from_pretrained(name, revision=revision)
-        parts += [model.to(device).requires_grad_(False).eval(), processor]
-    return PoseEstimator(*parts)
+    options = ("AutoImageProcessor", device, torch.float32)
+    return PoseEstimator(
+        *model_sources.load_frozen(detector, "AutoModelForObjectDetection", *options),
+        *model_sources.load_frozen(pose, "VitPoseForPoseEstimation", *options),
+    )

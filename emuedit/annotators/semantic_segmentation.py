@@ -32,10 +32,5 @@ class SemanticSegmenter:
 def load(name_or_path: str, device: str) -> SemanticSegmenter:
     """Load a network from a transformers folder or a hub id, such as openmmlab/upernet-convnext-small."""
     model_sources.read_manifest(name_or_path, KIND)
-    transformers = model_sources.import_library("transformers")
-    name, revision = model_sources.split_revision(name_or_path)
-    model = transformers.AutoModelForSemanticSegmentation.from_pretrained(
-        name, revision=revision, dtype=torch.float32, use_safetensors=True
-    )
-    processor = transformers.AutoImageProcessor.from_pretrained(name, revision=revision)
-    return SemanticSegmenter(model.to(device).requires_grad_(False).eval(), processor)
+    classes = ("AutoModelForSemanticSegmentation", "AutoImageProcessor")
+    return SemanticSegmenter(*model_sources.load_frozen(name_or_path, *classes, device, torch.float32))

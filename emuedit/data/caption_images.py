@@ -3,8 +3,8 @@
 Records refer to an image by its file and hash. Its bytes are read here once, to check them, and again where they are used.
 """
 
-import hashlib
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +14,15 @@ from emuedit.data import image_io
 from emuedit.data.atomic_file import replacing
 from emuedit.data.file_hashes import MISSING, HashMemory, hash_all
 from emuedit.data.image_io import ImageError
+from emuedit.data.text_hash import hex_hash
 from emuedit.data.text_tables import BadRow
 from emuedit.data.threads import map_in_threads
 
 _STORED = "image-"
+_SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,8}")
+_ARCHIVES = ("zip", "tar", "gzip")
+_MAX_BYTES = 2**28
+"""Maximum size of a file in an archive or on the hub; uncompressed RGB of `image_io.MAX_PIXELS` has less."""
 
 
 class CaptionImageError(ValueError):
@@ -62,20 +67,23 @@ class CaptionImages:
         """The file of a row's image: a path relative to the source, or a struct {bytes, path} as `datasets` stores images.
 
         If the struct has only the path of a file in an archive or on the hub, the file is read; raises CaptionImageError if that
-        fails.
+        fails, and for an archive on this machine that is not below a dep.
         """
         content, name = value, value
         if isinstance(value, Mapping):
             content, name = value.get("bytes"), value.get("path")
-            if not content and isinstance(name, str) and _is_in_archive_or_hub(name):
+            if not content and isinstance(name, str) and "://" in name:
                 try:
-                    content = _read_streamed(name)
+                    content = _read_streamed(self._pinned(name))
                 except FileNotFoundError:
                     return BadRow.of("no_image", f"{caption}: {name}")
+                if len(content) > _MAX_BYTES:
+                    return BadRow.of("unreadable_image", f"{caption}: want at most {_MAX_BYTES} bytes, got more in {name}")
                 name = name.split("::")[0]
         if isinstance(content, bytes) and content:
-            digest = hashlib.blake2b(content, digest_size=8).hexdigest()
-            path = self.scratch / f"{_STORED}{digest}{Path(name).suffix if isinstance(name, str) else ''}"
+            digest = hex_hash(content)
+            suffix = Path(name).suffix if isinstance(name, str) else ""
+            path = self.scratch / f"{_STORED}{digest}{suffix if _SUFFIX.fullmatch(suffix) else ''}"
             if not path.exists():
                 with replacing(path) as partial:
                     partial.write_bytes(content)
@@ -134,6 +142,21 @@ class CaptionImages:
             )
         return path
 
+    def _pinned(self, address: str) -> str:
+        """The address of a file on the hub (hf://datasets/...), or in an archive there or below a dep (zip://0.png::/x/train.zip).
+
+        The archive's path has no links. Raises FileNotFoundError for any other address: what it names may change unnoticed, and
+        whoever made the dataset may have chosen it. Raises CaptionImageError for an archive that is not below a dep.
+        """
+        *members, last = address.split("::")
+        if not all(member.partition("://")[0] in _ARCHIVES for member in members):
+            raise FileNotFoundError(address)
+        if last.startswith("hf://"):
+            return address
+        if not _is_file(Path(last)):
+            raise FileNotFoundError(address)
+        return "::".join([*members, str(self._resolve(Path(last)))])
+
     def remove_unused(self, files: set[str]) -> None:
         """Delete the stored images that are not among these files of references."""
         for path in self.scratch.glob(f"{_STORED}*"):
@@ -144,17 +167,13 @@ class CaptionImages:
         return (path.relative_to(self.root) if path.is_relative_to(self.root) else path).as_posix()
 
 
-def _is_in_archive_or_hub(name: str) -> bool:
-    """Whether a streamed dataset names a file in an archive or on the hub: zip://0.png::/folder/train.zip, hf://datasets/..."""
-    return "://" in name and not name.split("::")[-1].startswith(("http://", "https://"))  # those are not pinned
-
-
 def _read_streamed(name: str) -> bytes:
+    """The first _MAX_BYTES + 1 bytes of a file."""
     from datasets.utils.file_utils import xopen
 
     try:
         with xopen(name, "rb") as stream:
-            content: bytes = stream.read()
+            content: bytes = stream.read(_MAX_BYTES + 1)
             return content
     except FileNotFoundError:
         raise

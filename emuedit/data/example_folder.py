@@ -17,10 +17,10 @@ import numpy.typing as npt
 
 from emuedit.data import image_io
 from emuedit.data.edit_table import join_problems, read_edit_table
+from emuedit.data.name_list import first_names
 from emuedit.data.text_tables import TableError
 
 TABLE, BEFORE, AFTER = "edits.csv", "before", "after"
-_SHOWN = 5
 COLUMNS = ("image", "result", "instruction")
 NOISE_LEVELS = 12
 """Largest difference of a pixel, of 255 levels, that may be JPEG noise. Ours."""
@@ -70,10 +70,9 @@ def read_examples(folder: Path, instructions: Sequence[str] = ()) -> list[Exampl
         )
     after_of = _match_names(before, after)
     if unpaired := sorted((before - after_of.keys()) ^ (after - set(after_of.values()))):
-        names = f"{', '.join(unpaired[:_SHOWN])}{', ...' if len(unpaired) > _SHOWN else ''}"
         raise ExampleError(
-            f"want equal names in {BEFORE}/ and {AFTER}/ of {folder}, got {names} in one only; rename or convert them, or list "
-            f"the pairs in {folder / TABLE}"
+            f"want equal names in {BEFORE}/ and {AFTER}/ of {folder}, got {first_names(unpaired)} in one only; rename or convert "
+            f"them, or list the pairs in {folder / TABLE}"
         )
     if not instructions:
         raise ExampleError(f"want an instruction for the examples in {folder}: --instruction 'what was done'; got none")

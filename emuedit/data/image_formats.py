@@ -1,9 +1,12 @@
 """Image file formats: supported formats, descriptions of other files, 16-bit values and transparency."""
 
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
+from PIL.BmpImagePlugin import DibImageFile
+from PIL.IcoImagePlugin import IcoFile
+from PIL.PngImagePlugin import PngImageFile
 
 from emuedit.data import git_lfs
 from emuedit.data.image_exif import DNG_VERSION
@@ -22,12 +25,43 @@ _KINDS_BY_HEAD = (
 )
 """First bytes -> file type and advice."""
 _SUBFILE_TYPE = 254
+_ICON, _PNG = b"\0\0\1\0", b"\x89PNG\r\n\x1a\n"
+_ICON_SIDE_PX = 256
+"""Maximum width and height that the directory of an ICO file can state."""
 
 
-def readable_formats() -> list[str]:
+def _readable_formats() -> list[str]:
     """Supported formats that this Pillow build has."""
     Image.init()
     return [name for name in _READ if name in Image.OPEN]
+
+
+def open_image(stream: BinaryIO) -> Image.Image:
+    """Open an image of a supported format, as `Image.open`. It is not decoded, unless it is an icon.
+
+    Raises the errors of `Image.open`, and DecompressionBombError for an icon above _ICON_SIDE_PX^2 pixels.
+    """
+    if _is_large_icon(stream):
+        raise Image.DecompressionBombError(f"want at most {_ICON_SIDE_PX} x {_ICON_SIDE_PX} pixels in an icon; scale it down")
+    return Image.open(stream, formats=_readable_formats())
+
+
+def _is_large_icon(stream: BinaryIO) -> bool:
+    """Whether a file is an icon (ICO) whose image has more than _ICON_SIDE_PX^2 pixels by the header of the image.
+
+    Pillow decodes an icon when it opens the file, and uses the header, not the size in the icon's directory.
+    """
+    stream.seek(0)
+    if stream.read(len(_ICON)) != _ICON:
+        return False
+    stream.seek(0)
+    offset = IcoFile(stream).entry[0].offset  # sorted: Pillow decodes this one
+    stream.seek(offset)
+    is_png = stream.read(len(_PNG)) == _PNG
+    stream.seek(offset)
+    image = PngImageFile(stream) if is_png else DibImageFile(stream)
+    n_masks = 0 if is_png else 1  # a bitmap's height includes the mask below it
+    return image.width * image.height > (1 + n_masks) * _ICON_SIDE_PX**2
 
 
 def describe_unreadable(content: bytes) -> str:

@@ -111,7 +111,7 @@ def count_pixels(content: bytes) -> int:
 def read_size(file: Path) -> tuple[int, int]:
     """Width and height in px of an image file after its EXIF rotation, by its header. Raises ImageError if it has none."""
     try:
-        with Image.open(file, formats=image_formats.readable_formats()) as image:
+        with file.open("rb") as stream, image_formats.open_image(stream) as image:
             width, height = image.size
             swaps_sides = image_exif.swaps_sides(image)
     except Exception as error:  # as for `Image.open`
@@ -128,9 +128,9 @@ def _opened(source: str | Path | bytes) -> Iterator[Image.Image]:
     except OSError as error:
         raise ImageError(f"want an image, got {name}: {error.strerror}") from error
     try:
-        opened = Image.open(io.BytesIO(content), formats=image_formats.readable_formats())
+        opened = image_formats.open_image(io.BytesIO(content))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(f"want at most {MAX_PIXELS} pixels, got more in {name}; scale it down") from error
+        raise ImageError(f"want at most {MAX_PIXELS} pixels, 256 x 256 in an icon, got more in {name}; scale it down") from error
     except Exception as error:  # decoders raise many classes: OSError, SyntaxError, struct.error, RuntimeError, ...
         kind = image_formats.describe_unreadable(content)
         raise ImageError(f"want an image (PNG, JPEG, WebP, ...), got {name}, which is {kind}") from error

@@ -16,6 +16,8 @@ from emuedit.editor.settings import EditSettings
 
 Picture = Image.Image | Pixels
 """A PIL image, or uint8 [H, W, 3]."""
+MAX_CHARS = 10_000
+"""Maximum length of an instruction: text encoders read some hundred characters, the task predictor all. Ours."""
 _SHORT_REPR = reprlib.Repr()
 _SHORT_REPR.maxstring = _SHORT_REPR.maxother = 120
 
@@ -55,13 +57,15 @@ def check_images(images: Any) -> Sequence[Picture]:
 
 
 def check_instructions(instructions: Any) -> Sequence[str]:
-    """The instructions of a list. Raises EditError unless there is at least one and all are texts that are not blank."""
+    """The instructions of a list. Raises EditError if there is none, for other types, blank texts and those above MAX_CHARS."""
     if isinstance(instructions, str) or not isinstance(instructions, Sequence):
         kind = "the text" if isinstance(instructions, str) else type(instructions).__name__
         raise EditError(f"want a list of instructions, got {kind} {describe(instructions)}; pass a list")
     if not instructions or not all(isinstance(text, str) and text.strip() for text in instructions):
         raise EditError(f"want an instruction, such as 'make the circle red'; got {describe(list(instructions))}")
     for text in instructions:
+        if len(text) > MAX_CHARS:
+            raise EditError(f"want an instruction of at most {MAX_CHARS} characters, got {len(text)}; shorten it")
         try:
             text.encode()
         except UnicodeEncodeError as error:  # half of a surrogate pair, which tokenizers reject

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +22,10 @@ from emuedit.training.task_inversion import InversionSettings, invert, training_
 HELD_OUT_EVERY = 5
 """One in this many examples is held out, for early stopping and the sheet; none if there are fewer."""
 SHEET_COLUMNS = 6
-_NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
 class LearnError(ValueError):
-    """Raised for an invalid task name."""
+    """Raised for the name of a task that exists."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +45,7 @@ class Split:
 
 
 def check_name(name: str, editor: Editor) -> None:
-    """Raise LearnError for an invalid name and for one that the editor or its task predictor already has."""
-    if not _NAME.fullmatch(name):
-        raise LearnError(f"want a name of lower-case letters, digits and _, such as white_background; got {name!r}")
+    """Raise LearnError for a name that the editor or its task predictor already has."""
     if name in editor.reserved_names:
         raise LearnError(f"want a new name, got {name!r}; the editor has the names {', '.join(editor.reserved_names)}")
 

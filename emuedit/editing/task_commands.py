@@ -58,7 +58,7 @@ def format_pack(pack: TaskPack, file: Path) -> str:
         f"{file}: {pack.name}, {file.stat().st_size / 2**20:.2f} MiB, for the editor {pack.editor_fingerprint}",
         f"examples: {pack.n_examples}",
         f"adapter: {adapter}",
-        f"instructions: {'; '.join(pack.instructions[:8]) or 'none'}",
+        f"instructions: {', '.join(map(repr, pack.instructions[:8])) or 'none'}",
         "record:",
         json.dumps(pack.record, indent=1, default=str),
     ]

@@ -26,9 +26,12 @@ PARENT_ENV = "EMUEDIT_REBUILT_PARENT"
 """Set by `emuedit rebuild`, whose stages cannot use the registry: `<reference>=<folder>` of the registered model that the version
 continued."""
 
+_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.md", "*replay/*.parquet")
+"""Patterns of the files of a package, all of which its manifest lists. Nothing else of a hub repository is downloaded."""
+
 
 class PackageError(ValueError):
-    """Raised for a source that holds no editor, or one of an earlier version."""
+    """Raised for a source that holds no editor."""
 
 
 def resolve_source(source: str | Path | None) -> tuple[Path, str]:
@@ -46,7 +49,7 @@ def resolve_source(source: str | Path | None) -> tuple[Path, str]:
         raise PackageError(f"want a folder, models:/..., runs:/... or a hub id 'owner/name'; got {name!r}")
     if not Path(name).exists() and HUB_ID.fullmatch(name):
         try:
-            return download_snapshot(name), name
+            return download_snapshot(name, _FILES), name
         except Exception as error:  # the hub has a dozen error classes: offline, missing repository, no access
             raise PackageError(
                 f"want a folder or a hub id, got {name!r}: no such folder, and the hub request failed ({type(error).__name__})"
@@ -128,16 +131,9 @@ def _is_editor(folder: Path) -> bool:
 
 
 def read_settings(root: Path) -> EditSettings:
-    """The settings of a package: from its `settings.json`, or from the `params.yaml` next to a workspace's `models/`.
-
-    Raises PackageError for a package of an earlier version.
-    """
+    """The settings of a package: from its `settings.json`, or from the `params.yaml` next to a workspace's `models/`."""
     if (root / SETTINGS_FILE).is_file():
         return EditSettings().with_changes(json.loads((root / SETTINGS_FILE).read_text(encoding="utf-8")))
-    if (root / "defaults.json").is_file():
-        raise PackageError(
-            f"{root} was packaged by an earlier version (it has defaults.json); register it again: `uv run retrain`"
-        )
     params_file = root.resolve().parent / config.PARAMS_FILE
     if root.resolve().name == MODELS.name and params_file.is_file():
         return EditSettings().with_changes(config.read_yaml(params_file).get("evaluation", {}).get("settings", {}))

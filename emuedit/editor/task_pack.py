@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from emuedit.editor.task_adapter import TaskAdapter
 
 METADATA_KEY = "emuedit.pack"
 _ADAPTER = "adapter."
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _TENSORS = ("v", "adapter")
 _STORED_NAMES = {"editor_fingerprint": "base"}
 """Field -> its name in the file, where they differ."""
@@ -32,11 +34,19 @@ class TaskPackError(ValueError):
     """Raised for a file that is not a task pack and for a pack made for another editor."""
 
 
+def check_name(name: object) -> str:
+    """The name of a task, and of the file of its pack: at most 64 of a-z, 0-9 and _. Raises TaskPackError for any other."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise TaskPackError(f"want a name of lower-case letters, digits and _, such as white_background; got {name!r}")
+    return name
+
+
 @dataclass(frozen=True)
 class TaskPack:
     """A task in a file."""
 
     name: str
+    """See `check_name`."""
     v: Tensor  # the task embedding [D_v]
     editor_fingerprint: str
     """Fingerprint of its editor; stored as `base`."""
@@ -71,9 +81,19 @@ def load(file: str | Path) -> TaskPack:
         tensors = {name.removeprefix(_ADAPTER): content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
         v = tensors.pop("v")
         adapter = TaskAdapter.from_tensors(tensors) if tensors else None
-        instructions = tuple(metadata.pop("instructions", ()))
         editor_fingerprint = metadata.pop(_STORED_NAMES["editor_fingerprint"])
-        return TaskPack(v=v, adapter=adapter, editor_fingerprint=editor_fingerprint, instructions=instructions, **metadata)
+        pack = TaskPack(v=v, adapter=adapter, editor_fingerprint=editor_fingerprint, **metadata)
+        _check_types(pack)
+        return replace(pack, instructions=tuple(pack.instructions))
+
+
+def _check_types(pack: TaskPack) -> None:
+    """Raise ValueError for a name, instructions or a change threshold that no pack of `save` has: files come from others."""
+    check_name(pack.name)
+    if not isinstance(pack.instructions, list | tuple) or not all(isinstance(text, str) for text in pack.instructions):
+        raise ValueError(f"want instructions as a list of texts, got {str(pack.instructions)[:80]!r}")
+    if pack.change_threshold is not None and not isinstance(pack.change_threshold, int | float):
+        raise ValueError(f"want a number as change threshold, got {str(pack.change_threshold)[:80]!r}")
 
 
 def read_editor_fingerprint(file: str | Path) -> str:

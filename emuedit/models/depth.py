@@ -48,8 +48,5 @@ def load(name_or_path: str, device: str = "cpu", dtype: torch.dtype = torch.floa
     an image processor that pads or crops.
     """
     model_sources.read_manifest(name_or_path, model_sources.DEPTH)
-    transformers = model_sources.import_library("transformers")
-    name, revision = model_sources.split_revision(name_or_path)
-    model = transformers.AutoModelForDepthEstimation.from_pretrained(name, revision=revision, dtype=dtype, use_safetensors=True)
-    processor = transformers.AutoImageProcessor.from_pretrained(name, revision=revision)
-    return DepthEstimator(model.to(device).requires_grad_(False).eval(), processor)
+    classes = ("AutoModelForDepthEstimation", "AutoImageProcessor")
+    return DepthEstimator(*model_sources.load_frozen(name_or_path, *classes, device, dtype))

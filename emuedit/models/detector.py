@@ -135,13 +135,8 @@ class Detector:
 def load(name_or_path: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Detector:
     """Load a detector from a transformers folder or a hub id."""
     model_sources.read_manifest(name_or_path, model_sources.DETECTOR)
-    transformers = model_sources.import_library("transformers")
-    name, revision = model_sources.split_revision(name_or_path)
-    model = transformers.AutoModelForZeroShotObjectDetection.from_pretrained(
-        name, revision=revision, dtype=dtype, use_safetensors=True
-    )
-    processor = transformers.AutoProcessor.from_pretrained(name, revision=revision)
-    return Detector(model.to(device).requires_grad_(False).eval(), processor)
+    classes = ("AutoModelForZeroShotObjectDetection", "AutoProcessor")
+    return Detector(*model_sources.load_frozen(name_or_path, *classes, device, dtype))
 
 
 def _clean_phrase(phrase: str) -> str:

@@ -30,8 +30,4 @@ class DinoScorer:
 def load(name_or_path: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> DinoScorer:
     """Load a scorer from a transformers folder or a hub id, such as facebook/dinov2-base or facebook/dino-vits16."""
     model_sources.read_manifest(name_or_path, model_sources.DINO)
-    transformers = model_sources.import_library("transformers")
-    name, revision = model_sources.split_revision(name_or_path)
-    model = transformers.AutoModel.from_pretrained(name, revision=revision, dtype=dtype, use_safetensors=True)
-    processor = transformers.AutoImageProcessor.from_pretrained(name, revision=revision)
-    return DinoScorer(model.to(device).requires_grad_(False).eval(), processor)
+    return DinoScorer(*model_sources.load_frozen(name_or_path, "AutoModel", "AutoImageProcessor", device, dtype))

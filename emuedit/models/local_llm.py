@@ -102,10 +102,5 @@ def load(name_or_path: str, device: str = "cpu", dtype: torch.dtype | None = Non
     import torch
 
     model_sources.read_manifest(name_or_path, model_sources.CHAT)
-    transformers = model_sources.import_library("transformers")
-    name, revision = model_sources.split_revision(name_or_path)
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        name, revision=revision, dtype=dtype or torch.float32, use_safetensors=True
-    )
-    tokenizer = transformers.AutoTokenizer.from_pretrained(name, revision=revision)
-    return LocalLLM(model.to(device).requires_grad_(False).eval(), tokenizer)
+    classes = ("AutoModelForCausalLM", "AutoTokenizer")
+    return LocalLLM(*model_sources.load_frozen(name_or_path, *classes, device, dtype or torch.float32))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from emuedit.data import git_lfs
+from emuedit.data.name_list import first_names
 
 _HEAD_BYTES = 1024
 _LENGTH_BYTES = 8  # header length of a safetensors file, little-endian
@@ -143,7 +144,7 @@ def _missing_shards(file: Path) -> str:
         return ""
     shards = set(json.loads(file.read_bytes()).get("weight_map", {}).values())
     missing = sorted(name for name in shards if not (file.parent / name).is_file())
-    return f"names {', '.join(missing[:3])}, which {'is' if len(missing) == 1 else 'are'} missing" if missing else ""
+    return f"names {first_names(missing)}, which {'is' if len(missing) == 1 else 'are'} missing" if missing else ""
 
 
 def _missing_vocabulary(file: Path) -> str:

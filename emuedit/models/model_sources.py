@@ -8,11 +8,15 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from emuedit.data.dependencies import files_below
+from emuedit.data.name_list import first_names
 from emuedit.models import model_files
 from emuedit.models.model_files import MissingModelError, ModelFileError
+
+if TYPE_CHECKING:
+    import torch
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[0-9a-f]{40})?")
 """A model on the hub: `owner/name` (newest version), or pinned to a commit: `owner/name@<40 hexadecimal digits>`."""
@@ -84,6 +88,19 @@ def download_snapshot(hub_id: str, patterns: Sequence[str] | None = None) -> Pat
     """The folder of a hub repository, at its pinned commit if any; downloaded once. patterns: files to download."""
     name, revision = split_revision(hub_id)
     return Path(import_library("huggingface_hub").snapshot_download(name, revision=revision, allow_patterns=patterns))
+
+
+def load_frozen(name_or_path: str, model: str, processor: str, device: str, dtype: torch.dtype | str) -> tuple[Any, Any]:
+    """The frozen network on `device`, and its processor or tokenizer, of a transformers folder or a hub id.
+
+    model, processor: names of classes of transformers. Weights are read from safetensors only. Call `read_manifest` before: it
+    explains what is wrong with a folder.
+    """
+    transformers = import_library("transformers")
+    name, revision = split_revision(name_or_path)
+    network = getattr(transformers, model).from_pretrained(name, revision=revision, dtype=dtype, use_safetensors=True)
+    inputs = getattr(transformers, processor).from_pretrained(name, revision=revision)
+    return network.to(device).requires_grad_(False).eval(), inputs
 
 
 def read_manifest(name_or_path: str, kind: ModelKind) -> dict[str, Any]:
@@ -164,7 +181,7 @@ def describe_folder(folder: Path) -> str:
     names = sorted(path.name for path in folder.iterdir())
     if not names:
         return f"{str(folder)!r}, an empty folder"
-    return f"{str(folder)!r} with {', '.join(names[:6])}{', ...' if len(names) > 6 else ''}"
+    return f"{str(folder)!r} with {first_names(names)}"
 
 
 def _fits(folder: Path, kind: ModelKind) -> bool:

@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from emuedit import config, params_check
 from emuedit.data.publish import Summary
-from emuedit.failures import FailureKind, kind_of, package_of
+from emuedit.failures import FailureKind, explains_itself, kind_of
 from emuedit.processes import exit_process, keep_compiled_modules, set_env_defaults
 
 NETWORK_STATUS, OUT_OF_MEMORY_STATUS = 75, 71
@@ -51,7 +51,7 @@ def run_stage(stage: str) -> int:
         print(f"{stage}: stopped by {interrupted}; the same command resumes", file=sys.stderr, flush=True)
         return 128 + interrupted.number
     except Exception as error:  # outermost handler: our errors are printed as one line, others with a traceback
-        if package_of(error) != "emuedit":
+        if not explains_itself(error):
             traceback.print_exc()
         notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
         print(f"{stage}: {error}{notes}", file=sys.stderr, flush=True)

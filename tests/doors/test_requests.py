@@ -24,6 +24,7 @@ class EchoEditor:
     """Returns the picture, and keeps what it was asked for."""
 
     settings = EditSettings()
+    sampler = SimpleNamespace(resolution_px=4)
 
     def __init__(self) -> None:
         self.requests: list[tuple[Any, ...]] = []
@@ -60,6 +61,9 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "an empty cell of pandas": ({"instruction": float("nan")}, {}, r"row 0: want an instruction, .* got nan"),
     "None": ({"instruction": None}, {}, r"row 0: want an instruction"),
     "an empty instruction": ({"instruction": "  "}, {}, r"row 0: want an instruction"),
+    "a text of 10,001 letters": ({"instruction": "x" * 10_001}, {}, r"row 0: want an instruction of at most 10000 .* got 10001"),
+    "spaces only, which are not repeated": ({"instruction": " " * 10_001}, {}, r"^row 0: want an instruction.{0,200}$"),
+    "more than twice the sides of the editor": ({}, {"resolution": 9}, r"want a resolution of at most 8 .* 16 x 16 .* got 9"),
     "a number": ({"instruction": 5}, {}, r"row 0: want an instruction, .* got 5"),
     "no base64": ({"image": "???"}, {}, r"row 0: want the bytes of an image file in base64"),
     "letters that no base64 has": ({"image": "ä" * 8}, {}, r"row 0: want the bytes of an image file in base64"),
@@ -106,6 +110,21 @@ def test_rows_that_cannot_be_edited_are_named(case: str, model: Any) -> None:
     with pytest.raises(ValueError, match=words):
         predict(model, row, params)
     assert model.editor.requests == []
+
+
+@pytest.mark.parametrize(("resolution", "side"), [(8, 16), (16_384, 8), (0, 16)])
+def test_a_resolution_is_bounded_by_the_pixels_that_are_edited(resolution: int, side: int, model: Any) -> None:
+    stream = io.BytesIO()
+    Image.new("RGB", (side, side)).save(stream, "PNG")
+    predict(model, {"image": base64.b64encode(stream.getvalue()).decode()}, {"resolution": resolution})
+    assert model.editor.requests[0][2].resolution == resolution
+
+
+def test_the_resolution_of_the_evaluation_may_exceed_that_of_the_network(model: Any) -> None:
+    """Editors of earlier versions record none of their own."""
+    model.editor.settings = EditSettings(resolution=8)
+    predict(model, {}, {"resolution": 16})
+    assert len(model.editor.requests) == 1
 
 
 def test_missing_columns_are_named(model: Any) -> None:

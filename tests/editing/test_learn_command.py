@@ -4,12 +4,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from emuedit import cli
+from emuedit import Editor, EditSettings, cli
 from emuedit.data import example_folder
 from emuedit.data.writable_folder import FolderError
-from emuedit.editing import api, learn_task
-from emuedit.editor import package_folder
+from emuedit.editing import api, learn_task, task_commands
+from emuedit.editor import package_folder, task_pack
+from emuedit.editor.sampling import EditSampler
+from emuedit.editor.task_pack import TaskPackError
 
 
 @pytest.mark.parametrize("options", [[], ["--no-flip"]])
@@ -44,6 +47,17 @@ def test_without_flips_no_mirrored_copy_is_learned_from_and_the_pack_says_so(
     with pytest.raises(Stopped):
         cli.main(["learn", str(tmp_path), "--name", "cutout", *options])
     assert flips == recorded == [not options]
+
+
+def test_a_pack_is_written_to_no_other_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name in its metadata was a path."""
+    monkeypatch.chdir(tmp_path)
+    task_pack.save(task_pack.TaskPack("../../elsewhere", torch.zeros(6), "0" * 16, 1, {}), tmp_path / "pack.safetensors")
+    sampler: Any = SimpleNamespace(fingerprint="0" * 16, tasks=(), add_task=lambda *_: None)
+    sampler.add_pack = lambda file, names=(): EditSampler.add_pack(sampler, file, names)
+    with pytest.raises(TaskPackError, match=r"want a name of lower-case letters, .* got '\.\./\.\./elsewhere'"):
+        task_commands.install(tmp_path / "pack.safetensors", Editor(sampler, None, EditSettings()))
+    assert [path.name for path in tmp_path.rglob("*")] == ["pack.safetensors"]
 
 
 def test_a_folder_that_cannot_be_written_is_noticed_before_anything_is_learned() -> None:

@@ -105,7 +105,7 @@ def test_packs_are_listed_shown_removed_and_added_again(workspace: Path, capsys:
     assert "darken        pack, r 2   custom task" in table
     assert cli.main(["tasks", "show", "darken"]) == 0
     description = capsys.readouterr().out
-    assert "instructions: darken it" in description
+    assert "instructions: 'darken it'" in description
     assert "adapter: rank 2" in description
     assert cli.main(["tasks", "add", "elsewhere/darken.safetensors"]) == 2
     assert "got 'darken', which the editor already has" in capsys.readouterr().err

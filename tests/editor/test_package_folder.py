@@ -7,8 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.utils import filter_repo_objects
 
 from emuedit import EditError, Editor, EditSettings
+from emuedit.data.file_manifest import write_manifest
 from emuedit.editor import sampling, task_pack
 from emuedit.editor.package_folder import PackageError, find_package, read_settings, resolve_source
 from emuedit.editor.package_layout import find_packs
@@ -104,12 +106,6 @@ def test_a_missing_folder_and_one_without_an_editor_are_errors(tmp_path: Path) -
         Editor.load(tmp_path / "nowhere")
 
 
-def test_a_package_of_an_earlier_version_is_an_error_that_says_what_to_do(folder: Path) -> None:
-    (folder / "defaults.json").write_text(json.dumps({"s_T": 3.0}))
-    with pytest.raises(PackageError, match=r"packaged by an earlier version .*register it again: `uv run retrain`"):
-        Editor.load(folder, "cpu", "float32")
-
-
 def test_a_hub_id_that_cannot_be_downloaded_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -119,11 +115,22 @@ def test_a_hub_id_that_cannot_be_downloaded_is_an_error(monkeypatch: pytest.Monk
 
 
 def test_a_hub_id_is_downloaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names: list[str] = []
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **_: (names.append(name), str(folder))[1])
+    requests: list[tuple[str, list[str]]] = []
+
+    def download(name: str, allow_patterns: list[str], **_: object) -> str:
+        requests.append((name, allow_patterns))
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     editor = Editor.load("owner/editor", "cpu", "float32")
-    assert names == ["owner/editor"]
+    ((name, patterns),) = requests
+    assert name == "owner/editor"
     assert len(editor.tasks) == 16
+    of_package = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    of_package += ["manifest.json", "router/ngrams.safetensors", "router/spiece.model", "inversion/contour.safetensors"]
+    of_package += ["editor/README.md", "editor/replay/pairs/shard-00000.parquet", "editor/tokenizer/merges.txt"]
+    others = ["data/train.parquet", "editor/unet/diffusion_pytorch_model.bin", "editor/setup.py", "model.ckpt", "video.mp4"]
+    assert list(filter_repo_objects([*of_package, *others], allow_patterns=patterns)) == of_package
 
 
 def test_a_source_of_no_known_kind_is_an_error() -> None:
@@ -161,6 +168,7 @@ def test_a_registered_model_is_loaded_from_the_tracking_store(
     from mlflow.tracking import MlflowClient
 
     from emuedit.tracking.registry import MODEL_NAME, RegistryError
+    from emuedit.tracking.signed_files import MANIFEST_TAG
 
     shutil.copy(empty_store, tmp_path / "mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store := f"sqlite:///{tmp_path}/mlflow.db")
@@ -172,10 +180,12 @@ def test_a_registered_model_is_loaded_from_the_tracking_store(
     model.mkdir(parents=True)
     for name in ("editor", "settings.json"):
         (folder / name).rename(model / name)
+    write_manifest(model)
+    tags = {MANIFEST_TAG: write_manifest(model.parent)}
     client = MlflowClient(tracking_uri=store)
     client.create_registered_model(MODEL_NAME)
     run = client.create_run("0")
-    client.create_model_version(MODEL_NAME, str(tmp_path / "model"), run.info.run_id)
+    client.create_model_version(MODEL_NAME, str(model.parent), run.info.run_id, tags)
     client.set_registered_model_alias(MODEL_NAME, "champion", "1")
     for source in (f"models:/{MODEL_NAME}@champion", f"models:/{MODEL_NAME}/1", None):
         editor = Editor.load(source, "cpu", "float32")

@@ -1,6 +1,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -45,6 +46,30 @@ def test_a_pack_is_refused_by_an_editor_with_other_weights(make_sampler: MakeSam
     with pytest.raises(TaskPackError, match="an embedding works only with its own network"):
         other.add_pack(file)
     assert other.inverted_tasks == ()
+
+
+@pytest.mark.parametrize("name", ["../x", "/tmp/x", "a\x1b[2J", "Contour", "a" * 65, "", 3, None])
+def test_a_pack_whose_name_is_no_name_of_a_task_is_refused(name: Any, make_sampler: MakeSampler, tmp_path: Path) -> None:
+    """Its name becomes the name of a file, and it was made by others."""
+    (folder := tmp_path / "a/b").mkdir(parents=True)
+    sampler, file = make_sampler(), folder / "pack.safetensors"
+    task_pack.save(TaskPack(name, torch.arange(6) / 7, sampler.fingerprint, 8, {}), file)
+    with pytest.raises(TaskPackError, match=r"is not a task pack \(want a name of lower-case letters") as caught:
+        sampler.add_pack(file)
+    assert str(caught.value).isprintable()
+    assert sampler.inverted_tasks == ()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"instructions": "draw it"}, {"instructions": (3,)}, {"instructions": None}, {"change_threshold": "0.3"}, {"more": 1}],
+)
+def test_a_pack_with_values_of_other_types_is_refused(changes: dict[str, Any], tmp_path: Path) -> None:
+    pack = TaskPack("contour", torch.zeros(6), "ab" * 8, 8, {})
+    vars(pack).update(changes)
+    task_pack.save(pack, tmp_path / "contour.safetensors")
+    with pytest.raises(TaskPackError, match="is not a task pack"):
+        task_pack.load(tmp_path / "contour.safetensors")
 
 
 def test_a_missing_file_and_a_file_of_another_kind_are_errors(tmp_path: Path) -> None:

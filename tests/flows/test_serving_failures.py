@@ -45,6 +45,7 @@ class ServedEditor:
     """Returns the picture after `edit`, which may raise. `lock`: as of `EditSampler`, edits run one at a time."""
 
     settings = EditSettings()
+    sampler = SimpleNamespace(resolution_px=64)
 
     def __init__(self, edit: Callable[[Any], object]) -> None:
         self.edit, self.lock, self.n_edits = edit, threading.Lock(), 0

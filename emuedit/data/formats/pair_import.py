@@ -25,6 +25,7 @@ from emuedit.data.file_hashes import HashMemory, hash_file
 from emuedit.data.formats import pair_folder
 from emuedit.data.formats.pair_format import Column, FormatError
 from emuedit.data.formats.row_conversion import AssignTasks, ImportOptions, RowRejected, duplicate_key
+from emuedit.data.name_list import first_names
 from emuedit.data.publish import Summary, publish, read_summary, resumable_shards, scratch_folder, scratch_name
 from emuedit.data.records import Drop, Pair
 from emuedit.data.text_tables import BadRow, TableError
@@ -35,7 +36,6 @@ from emuedit.progress import Progress
 CARD = "card.md"
 ROWS_PER_SHARD = 256
 """Largest number of rows of a shard: in memory at a time, and the unit of work for restarts."""
-_SHOWN_FILES = 3
 _CARD_TEMPLATE = """\
 # Data card: imported pairs
 
@@ -145,7 +145,7 @@ def check_output_folder(out: Path, command: str) -> None:
     if others:
         raise FormatError(
             f"want a folder with only what `emuedit {command}` wrote, got other or edited files in {out} that would be deleted: "
-            f"{', '.join(others[:_SHOWN_FILES])}{', ...' if len(others) > _SHOWN_FILES else ''}; move them or name another folder"
+            f"{first_names(others)}; move them or name another folder"
         )
 
 

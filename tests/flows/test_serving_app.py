@@ -1,0 +1,94 @@
+"""The limit on the size of a request, through MLflow's scoring server."""
+
+import asyncio
+import importlib
+import json
+import sys
+from collections.abc import Callable
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pandas as pd
+import pytest
+from mlflow.pyfunc import scoring_server
+
+LIMIT = 100
+HEADERS = [(b"content-type", b"application/json")]
+
+
+class CountingModel:
+    """Stands for MLflow's wrapper of a model without a signature; counts the rows."""
+
+    metadata = SimpleNamespace(_is_signature_from_type_hint=lambda: False, get_input_schema=lambda: None)
+
+    def __init__(self) -> None:
+        self.n_rows = 0
+
+    def predict(self, data: pd.DataFrame, params: Any = None) -> pd.DataFrame:
+        self.n_rows += len(data)
+        return data
+
+
+@pytest.fixture
+def model() -> CountingModel:
+    return CountingModel()
+
+
+@pytest.fixture
+def app(model: CountingModel, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """The module is imported with an app of this model, since MLflow's module loads the model of the environment on import."""
+    monkeypatch.setenv("_MLFLOW_IS_IN_SERVING_ENVIRONMENT", "true")  # set by `init`; removed after the test
+    mlflow_app = ModuleType("mlflow.pyfunc.scoring_server.app")
+    mlflow_app.app = scoring_server.init(model)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, mlflow_app.__name__, mlflow_app)
+    monkeypatch.delitem(sys.modules, "flows.serving_app", raising=False)
+    serving_app = importlib.import_module("flows.serving_app")
+    monkeypatch.setattr(serving_app, "MAX_BODY_BYTES", LIMIT)
+    answer: Callable[..., Any] = serving_app.app
+    return answer
+
+
+def ask(app: Callable[..., Any], headers: list[tuple[bytes, bytes]], parts: list[bytes]) -> tuple[list[int], bytes, int]:
+    """(status of each answer, body, number of parts that the server read) of a request."""
+    sent: list[dict[str, Any]] = []
+    unread = list(parts)
+
+    async def receive() -> dict[str, Any]:
+        if not unread:
+            await asyncio.sleep(30)
+        return {"type": "http.request", "body": unread.pop(0), "more_body": bool(unread)}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    scope: dict[str, Any] = {"type": "http", "http_version": "1.1", "method": "POST", "path": "/invocations"}
+    scope |= {"query_string": b"", "headers": headers}
+    asyncio.run(app(scope, receive, send))
+    statuses = [message["status"] for message in sent if message["type"] == "http.response.start"]
+    return statuses, b"".join(message.get("body", b"") for message in sent), len(parts) - len(unread)
+
+
+def make_body(n_bytes: int) -> bytes:
+    body = json.dumps({"dataframe_records": [{"n": 1}]}).encode()
+    return body + b" " * (n_bytes - len(body))
+
+
+def test_a_request_within_the_limit_is_answered(app: Callable[..., Any], model: CountingModel) -> None:
+    body = make_body(LIMIT)
+    for headers, parts in (([*HEADERS, (b"content-length", b"100")], [body]), (HEADERS, [body[:60], body[60:]])):
+        statuses, answer, _ = ask(app, headers, parts)
+        assert (statuses, json.loads(answer)) == ([200], {"predictions": [{"n": 1}]})
+    assert model.n_rows == 2
+
+
+def test_a_request_that_announces_more_is_refused_unread(app: Callable[..., Any], model: CountingModel) -> None:
+    statuses, answer, n_read = ask(app, [*HEADERS, (b"content-length", b"101")], [make_body(LIMIT + 1)])
+    assert (statuses, n_read, model.n_rows) == ([413], 0, 0)
+    assert "want a request of at most " in json.loads(answer)["message"]
+
+
+def test_a_request_in_chunks_is_read_up_to_the_limit(app: Callable[..., Any], model: CountingModel) -> None:
+    body = make_body(3 * LIMIT)
+    statuses, answer, n_read = ask(app, HEADERS, [body[start : start + 60] for start in range(0, len(body), 60)])
+    assert (statuses, n_read, model.n_rows) == ([413], 2, 0)
+    assert json.loads(answer)["error_code"] == "REQUEST_LIMIT_EXCEEDED"

@@ -25,12 +25,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from harness import command
+from harness import command, filter_search
+from harness.filter_search import Edge, SelectionQuality, selection_quality
 from scipy.ndimage import maximum_filter
 
 from emuedit import config
-from emuedit.data import filter_search
-from emuedit.data.filter_search import Edge, SelectionQuality, selection_quality
 from emuedit.data.png import encode_png
 from emuedit.data.publish import read_folder
 from emuedit.data.records import Pair

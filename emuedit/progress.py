@@ -76,6 +76,11 @@ class Progress:
             self._done += amount
             self._note = self._note if note is None else note
 
+    def set_done(self, done: float) -> None:
+        """Set the finished work, where `advance` counted an estimate."""
+        with self._lock:
+            self._done = done
+
     def set_total(self, total: float | None) -> None:
         """Set the units of work, once they are known."""
         with self._lock:

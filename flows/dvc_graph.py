@@ -1,6 +1,5 @@
 """The pipeline as DVC reports it: stages, dependencies, and what is out of date."""
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +10,8 @@ import yaml
 
 from emuedit.config import has_conflict_marks
 from emuedit.data.dependencies import PIPELINE_FILE
+from emuedit.data.text_hash import hex_hash
+from flows import retrain_lock
 
 LOCK = "dvc.lock"
 
@@ -112,14 +113,13 @@ class Graph:
 
     def lock_hash(self) -> str:
         """16 hex digits (blake2b) of `dvc.lock`; empty if there is none."""
-        lock = self.root / LOCK
-        return hashlib.blake2b(lock.read_bytes(), digest_size=8).hexdigest() if lock.exists() else ""
+        return _hash(self.root / LOCK)
 
     def content_of(self, paths: Iterable[Path]) -> str:
         """16 hex digits (blake2b) of the current content of these outs, independent of the rest of `dvc.lock`."""
         hashes = self.hashes()
         entries = sorted((path.as_posix(), hashes.get(path.as_posix()) or _hash(self.root / path)) for path in paths)
-        return hashlib.blake2b(json.dumps(entries).encode(), digest_size=8).hexdigest()
+        return hex_hash(json.dumps(entries).encode())
 
     def locked_stages(self) -> dict[str, Any]:
         """The stages in `dvc.lock`: command, deps, params and outs with their hashes. Empty if there is no such file."""
@@ -130,7 +130,8 @@ class Graph:
 def read(root: str | Path) -> Graph:
     """Read the current pipeline. Waits for DVC's lock and holds it for a moment.
 
-    Raises GraphError if there is no pipeline, if DVC cannot read it, or if another run uses the same folder.
+    Raises GraphError if there is no pipeline, if DVC cannot read it, or if another run uses the same folder, and LockError if
+    files in the folder cannot be locked.
     """
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
@@ -138,6 +139,7 @@ def read(root: str | Path) -> Graph:
     root = Path(root).resolve()
     try:
         with Repo(str(root), _wait_for_lock=True) as repo:
+            retrain_lock.check(Path(repo.tmp_dir))
             stages = tuple(_ordered(repo.index.graph, repo.index.stages, root))
             metrics = {Path(*key) for keys in repo.index.metric_keys.values() for key in keys}
             changed = {name: tuple(_reasons(entries)) for name, entries in repo.status().items()}
@@ -200,4 +202,4 @@ def _reasons(status: Any) -> Iterator[str]:
 
 
 def _hash(path: Path) -> str:
-    return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest() if path.is_file() else ""
+    return hex_hash(path.read_bytes()) if path.is_file() else ""

@@ -12,14 +12,15 @@ import time
 from collections.abc import Callable, Iterator
 from os import environ
 
-import httpx
 from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
 
+from emuedit.operations.servers import http_probe
 from emuedit.progress import waiting
 from flows import process_guard
 from flows.prefect_access import ServerError, check_url
 
 _START_S = 300.0  # usually ten seconds; minutes on busy cores at the first start, which creates the database
+_PROBE_S = 5.0  # for one answer
 _TRIES = 3  # another process may take the port between the choice and the start
 _SERVER_ENV = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}  # as Prefect sets them
 _APP = "prefect.server.api.server:create_app"
@@ -74,18 +75,16 @@ def _start(meanwhile: Callable[[], object] = object) -> tuple["subprocess.Popen[
             raise
         url = f"http://127.0.0.1:{port}/api"
         until = time.monotonic() + _START_S
-        with httpx.Client() as client:  # shared, since each client takes 60 ms to read the certificates
-            while (status := server.poll()) is None:
-                with contextlib.suppress(httpx.TransportError):
-                    if client.get(f"{url}/health").is_success:
-                        return server, url
-                if time.monotonic() > until:
-                    server.terminate()
-                    server.wait()
-                    raise ServerError(
-                        f"the local Prefect server did not answer within {_START_S:g} s; set PREFECT_API_URL to a running server"
-                    )
-                time.sleep(0.1)
+        while (status := server.poll()) is None:
+            if http_probe.ask(f"{url}/health", _PROBE_S).is_success:
+                return server, url
+            if time.monotonic() > until:
+                server.terminate()
+                server.wait()
+                raise ServerError(
+                    f"the local Prefect server did not answer within {_START_S:g} s; set PREFECT_API_URL to a running server"
+                )
+            time.sleep(0.1)
     raise ServerError(
         f"the local Prefect server exited during startup {_TRIES} times, with exit status {status}; check for a full disk"
     )

@@ -3,7 +3,6 @@
 While they measure, they hold the GPU slot if the gate stage of `dvc.yaml` has `meta: {gpu: true}`.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,13 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.deployments import run_deployment
 
+from emuedit.data.name_list import first_names
 from emuedit.promotion import promote as promotion
 from emuedit.promotion import version_card
 from emuedit.tracking import alias_moves, registry
 from flows import dvc_graph, gate_stage
 from flows.mail_notification import mail_on_failure
 from flows.run_history import first_line
-
-_N_NAMED = 5  # stages listed in a reason
 
 
 class ChampionRegressedError(RuntimeError):
@@ -71,7 +69,7 @@ def evaluate(max_loss: float = 0.05, retrain_deployment: str = "") -> dict[str, 
     if has_fallen:
         loss = f"edit success of version {champion.number} dropped from {before:.3f} to {success:.3f}"
         stale = dvc_graph.read(Path.cwd()).stale()
-        result["reason"] = f"metric: {loss}; out of date: {_list_names(list(stale))}"
+        result["reason"] = f"metric: {loss}; out of date: {first_names(list(stale)) or 'nothing'}"
     if stale and retrain_deployment:
         run = run_deployment(retrain_deployment, parameters={"reason": result["reason"]}, timeout=0)
         result["started"] = str(run.id)  # type: ignore[union-attr]
@@ -82,12 +80,6 @@ def evaluate(max_loss: float = 0.05, retrain_deployment: str = "") -> dict[str, 
             "`uv run emuedit rollback`"
         )
     return result
-
-
-def _list_names(names: Sequence[str]) -> str:
-    """The names in one line, shortened if there are many."""
-    more = f" and {len(names) - _N_NAMED} more" if len(names) > _N_NAMED else ""
-    return ", ".join(names[:_N_NAMED]) + more if names else "nothing"
 
 
 @flow(name="backfill", validate_parameters=True, on_failure=[mail_on_failure], on_crashed=[mail_on_failure])

@@ -2,7 +2,6 @@
 
 import contextlib
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from uuid import uuid4
 
@@ -20,13 +19,13 @@ _PERMANENT_CODES = {
 """Errors of botocore about settings and certificates; its other errors without an answer of the store are network failures."""
 
 
-def try_write(root: Path, settings: Mapping[str, str] | None = None) -> None:
+def try_write(root: Path) -> None:
     """Write a small object to the default DVC remote and delete it. Raises RemoteError if it cannot be written.
 
-    settings: those of DVC, if they were read already. S3-compatible storage and folders are tried. A remote of another kind, or
-    with a file of credentials in DVC's settings, is not.
+    S3-compatible storage and folders are tried. A remote of another kind, or with a file of credentials in DVC's settings, is
+    not.
     """
-    values = dvc_remote.read_settings(root) if settings is None else settings
+    values = dvc_remote.read_settings(root)
     start = f"remote.{values.get('core.remote')}."
     remote = {key.removeprefix(start): value for key, value in values.items() if key.startswith(start)}
     url = remote.get("url", "")

@@ -5,7 +5,6 @@ that are up to date then are outputs of these files too. A stage that starts aft
 has its hash.
 """
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from typing import Any
 
 from emuedit import config, git
 from emuedit.data.dependencies import SUMMARY_FILE
+from emuedit.data.text_hash import hex_hash
 from emuedit.editor.settings import EditSettings
 from emuedit.promotion import lineage
 from emuedit.tracking import registry, service_errors
@@ -72,7 +72,7 @@ def make_tags(graph: dvc_graph.Graph, content: str, at_start: StartState) -> dic
     """Tags with the origin of the current outputs. `content`: their content tag."""
     tags = {registry.CONTENT_TAG: content, "dvc.lock": graph.lock_hash(), "parent": _parent(graph)}
     if "uv.lock" in at_start.files:
-        tags["uv.lock"] = hashlib.blake2b(at_start.files["uv.lock"], digest_size=8).hexdigest()
+        tags["uv.lock"] = hex_hash(at_start.files["uv.lock"])
     if at_start.commit:
         changes = uncommitted_inputs(graph, at_start)
         tags |= {"git.commit": at_start.commit, DIRTY_TAG: str(bool(changes)).lower(), CHANGES_TAG: ", ".join(changes)}

@@ -1,8 +1,7 @@
 """Allow one retrain or `refresh-data` per folder, by a lock on `.emuedit/retrain.lock`; others wait.
 
 The kernel releases the lock when the process exits for any reason, also on another machine that shares the folder (flock, over
-NFS too). The record in the file only names the holder. The holder also touches the file regularly: on a file system without
-locks, the record of a file that was not touched for a minute is ignored.
+NFS too). The record in the file only names the holder. A folder on a file system without flock is an error: DVC needs it too.
 """
 
 import contextlib
@@ -10,26 +9,20 @@ import fcntl
 import json
 import os
 import socket
-import threading
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from uuid import uuid4
 
 import psutil
 
-from emuedit.failures import NO_LOCKS
-from emuedit.process_identity import UnchangedTimer
-
 FILE = Path(".emuedit") / "retrain.lock"
 _POLL_S = 1.0
-_TOUCH_S, _DEAD_S = 10.0, 60.0
-"""Interval between touches of the file; time without a touch after which the holder counts as dead if there are no locks."""
 
 
 class LockError(RuntimeError):
-    """Raised if no lock can be written in the folder."""
+    """Raised for a folder that cannot be written, or whose files cannot be locked."""
 
 
 @dataclass(frozen=True)
@@ -40,15 +33,13 @@ class LockOwner:
     started_s: float
     """Start of the process, in seconds since 1970."""
     host: str
-    lock_id: str = ""
-    """Distinguishes two retrains of one process."""
     flow: str = "retrain"
     """Name of the flow."""
 
     @classmethod
     def this_process(cls, flow: str = "retrain") -> "LockOwner":
         """The record of this process."""
-        return cls(os.getpid(), psutil.Process().create_time(), socket.gethostname(), uuid4().hex, flow)
+        return cls(os.getpid(), psutil.Process().create_time(), socket.gethostname(), flow)
 
 
 @contextlib.contextmanager
@@ -66,14 +57,18 @@ def exclusive(root: Path, flow: str = "retrain") -> Iterator[bool]:
             has_waited = True
         time.sleep(_POLL_S)
     try:
-        with _touched(descriptor, attempt.this):
-            yield has_waited
+        yield has_waited
     finally:
-        if _read(descriptor) == attempt.this:
-            _write(descriptor, "")
+        _write(descriptor, "")
         with contextlib.suppress(OSError):  # otherwise a forked copy of the descriptor would keep the lock
             fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
+
+
+def check(folder: Path) -> None:
+    """Raise LockError if files in a folder cannot be locked. In such a `.dvc/tmp`, DVC would wait for its lock without end."""
+    with tempfile.TemporaryFile(dir=folder) as stream:
+        _flock(stream.fileno(), folder)
 
 
 class _Attempt:
@@ -82,19 +77,15 @@ class _Attempt:
     def __init__(self, path: Path, this: LockOwner) -> None:
         self.path, self.this = path, this
         self.other: LockOwner | None = None
-        self._unchanged = UnchangedTimer()
 
     def lock(self) -> int | None:
         """A descriptor of the locked file; None if another retrain holds the lock. The file is opened again each time, because a
         network file system may show writes of other machines only then."""
         descriptor = _opened(self.path)
         try:
-            is_locked = self._has_kernel_lock(descriptor)
-            is_dead = is_locked is None and self._is_dead(_read(descriptor), os.fstat(descriptor).st_mtime_ns)
-            if is_locked or is_dead:
+            if self._is_locked(descriptor):
                 _write(descriptor, json.dumps(asdict(self.this)) + "\n")
-                if is_locked or self._stays_ours(descriptor):
-                    return descriptor
+                return descriptor
             self.other = _read(descriptor)
         except BaseException:
             os.close(descriptor)
@@ -102,50 +93,13 @@ class _Attempt:
         os.close(descriptor)
         return None
 
-    def _has_kernel_lock(self, descriptor: int) -> bool | None:
-        """Whether the descriptor got the lock; None if the file system has no locks."""
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    def _is_locked(self, descriptor: int) -> bool:
+        """Whether the descriptor got the lock of the file that now has the path."""
+        if not _flock(descriptor, self.path.parent):
             return False
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise LockError(f"want a folder whose files can be locked, got {self.path.parent} ({error.strerror})") from error
-            return None
         with contextlib.suppress(FileNotFoundError):  # the file was deleted meanwhile: a new file has its own lock
             return os.path.samestat(os.fstat(descriptor), self.path.stat())
         return False
-
-    def _is_dead(self, owner: LockOwner | None, touched_ns: int) -> bool:
-        """Whether the owner is gone. Measured with this machine's clock only, as others may differ."""
-        if owner is None:
-            return True
-        return self._unchanged.seconds(self.path, (owner, touched_ns)) >= _DEAD_S
-
-    def _stays_ours(self, descriptor: int) -> bool:
-        """Whether our record remains: if two write it at the same time, the later one wins."""
-        time.sleep(_POLL_S)
-        return _read(descriptor) == self.this
-
-
-@contextlib.contextmanager
-def _touched(descriptor: int, this: LockOwner) -> Iterator[None]:
-    """Touch the file during the block, as a heartbeat for others."""
-    ended = threading.Event()
-
-    def touch() -> None:
-        while not ended.wait(_TOUCH_S):
-            with contextlib.suppress(OSError):  # the next touch is enough
-                if _read(descriptor) == this:
-                    os.utime(descriptor)
-
-    thread = threading.Thread(target=touch, name="retrain lock", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 def _describe(other: LockOwner | None, host: str) -> str:
@@ -161,6 +115,20 @@ def _opened(path: Path) -> int:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise LockError(f"want a writable folder, got {path.parent.resolve()} ({error.strerror})") from error
+
+
+def _flock(descriptor: int, folder: Path) -> bool:
+    """Lock a file of this folder; False if another descriptor has the lock. Raises LockError."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise LockError(
+            f"want a folder whose files can be locked (flock), got {folder.resolve()} ({error.strerror}); use a file system with "
+            "locks, such as a local disk"
+        ) from error
+    return True
 
 
 def _read(descriptor: int) -> LockOwner | None:

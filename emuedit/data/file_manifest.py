@@ -10,7 +10,6 @@ MANIFEST_FILE = "manifest.json"
 SETTINGS_FILE = "settings.json"
 """Settings of the edits of a package."""
 _DIGEST_BYTES = 32
-_EARLIER_DIGEST_BYTES = 8  # of manifests of earlier versions
 _SHOWN = 5
 
 
@@ -18,10 +17,10 @@ class ManifestError(ValueError):
     """Raised for a folder that does not match its manifest."""
 
 
-def hash_files(folder: Path, digest_bytes: int = _DIGEST_BYTES) -> dict[str, str]:
+def hash_files(folder: Path) -> dict[str, str]:
     """Path of every file below the folder -> blake2b of its bytes, as hex digits."""
     files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
-    hashes = hash_all(files, digest_bytes)
+    hashes = hash_all(files, _DIGEST_BYTES)
     return {file.relative_to(folder).as_posix(): content for file, content in zip(files, hashes, strict=True)}
 
 
@@ -49,8 +48,7 @@ def check_manifest(folder: Path, is_required: bool = False, expected_hash: str =
     if expected_hash and hash_file(file, _DIGEST_BYTES) != expected_hash:
         raise ManifestError(f"want {file} as it was registered, got one with another hash; {advice}")
     listed = _read(file, advice)
-    is_earlier = all(len(value) == 2 * _EARLIER_DIGEST_BYTES for value in listed.values())
-    present = hash_files(folder, _EARLIER_DIGEST_BYTES if is_earlier else _DIGEST_BYTES)
+    present = hash_files(folder)
     del present[MANIFEST_FILE]
     problems = [f"{name} is missing" for name in listed if name not in present]
     problems += [f"{name} has changed" for name, value in present.items() if listed.get(name, value) != value]

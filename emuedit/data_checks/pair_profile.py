@@ -82,7 +82,6 @@ def read(folder: Path) -> tuple[PairProfile, Embeddings]:
             raise ProfileError(
                 f"want a profile of format {FORMAT} in {folder}, got {values.get('format')}; run the validation again"
             )
-        values = {"excluded": {}} | values  # missing in profiles of earlier versions
         profile = PairProfile(**{name: values[name] for name in (f.name for f in fields(PairProfile))})
         vectors = {name: np.asarray(array, np.float32) for name, array in load_file(folder / EMBEDDINGS).items()}
     except FileNotFoundError as error:

@@ -15,10 +15,8 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusio
 from huggingface_hub import snapshot_download
 from torch import Tensor
 
-from emuedit.editor import (
-    model_card,
-    task_embedding,  # noqa: F401  diffusers loads parts only of classes whose module was imported
-)
+import emuedit.editor.task_embedding  # noqa: F401  diffusers loads parts only of classes whose module was imported
+from emuedit.editor import model_card
 from emuedit.editor.pipeline_images import OUTPUT_TYPES, EditPipelineOutput, convert_output, measure_changes, read_images
 from emuedit.editor.settings import EditSettings
 from emuedit.editor.unet import EditorUNet

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from emuedit.data.name_list import first_names
 from emuedit.models.adapters import UNET_ATTENTION
 
 AdaptedLayers = Literal["attention", "all"]
@@ -48,7 +49,7 @@ class TaskAdapter:
         names = {name.removesuffix(_A).removesuffix(_B) for name in tensors}
         missing = sorted(f"{name}{half}" for name in names for half in (_A, _B) if f"{name}{half}" not in tensors)
         if missing:
-            raise ValueError(f"want A and B for each layer of the adapter, got none at {', '.join(missing[:3])}")
+            raise ValueError(f"want A and B for each layer of the adapter, got none at {first_names(missing)}")
         return cls({name: (tensors[f"{name}{_A}"], tensors[f"{name}{_B}"]) for name in sorted(names)})
 
     @property

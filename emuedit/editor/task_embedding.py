@@ -6,14 +6,11 @@ timestep embedding and passes it to cross-attention. The use of one token, and D
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import ClassVar
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from emuedit.name_hints import closest_match
@@ -95,11 +92,3 @@ class TaskEmbedding(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers
         kept = [i for i in range(len(self.names)) if i != row]
         self.v = nn.Parameter(self.v.detach()[kept], requires_grad=self.v.requires_grad)
         self.register_to_config(names=[self.names[i] for i in kept])
-
-
-def load_earlier(folder: Path) -> TaskEmbedding:
-    """Load the task embedding of an editor of an earlier version, from its folder `tasks/`; rows in float32."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    table = TaskEmbedding(config["d_v"], config["d_text"], config["names"], weights=config["weights"])
-    table.load_state_dict({name: value.float() for name, value in load_file(folder / "model.safetensors").items()})
-    return table

@@ -61,8 +61,6 @@ def rebuild(version: ModelVersion, repository: Path, folder: Path) -> list[Rebui
     tags = {key: value for key, value in version.tags.items() if key.startswith(_PREFIX) and key != "dvc.lock"}
     hashes = {key.removeprefix(_PREFIX): md5 for key, md5 in sorted(tags.items())}
     _run(["git", "worktree", "add", "--detach", str(folder), commit], repository)
-    if hashes:  # commits of earlier versions track metrics inside an out, which DVC then does not save
-        _run(["git", "rm", "--cached", "-r", "--quiet", "--ignore-unmatch", "--", *hashes], folder)
     remotes = repository / _LOCAL_CONFIG  # git does not track it
     if remotes.exists():
         shutil.copy2(remotes, folder / _LOCAL_CONFIG)

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from emuedit.data.atomic_file import replacing
-from emuedit.failures import NO_LOCKS
 from emuedit.tracking import runs, service_errors
 from emuedit.tracking.stats import PARENT_RUN_ENV
 
@@ -114,7 +113,7 @@ def _rejected(entry: Path) -> Path:
 
 @contextlib.contextmanager
 def _locked(root: Path) -> Iterator[None]:
-    """Hold the lock of the pending results, which the kernel releases with the process. Without effect where no locks exist."""
+    """Hold the lock of the pending results, which the kernel releases with the process."""
     with service_errors.local(f"a lock for {FOLDER}"):
         stream = (root / LOCK).open("w")
     with stream:
@@ -123,9 +122,6 @@ def _locked(root: Path) -> Iterator[None]:
         except BlockingIOError:
             print(f"== another process uploads the runs in {FOLDER}; waiting until it ends", flush=True)
             fcntl.flock(stream, fcntl.LOCK_EX)
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
         yield
 
 
@@ -134,7 +130,7 @@ def _send(entry: Path) -> str:
     values = json.loads((entry / _ENTRY).read_text(encoding="utf-8"))
     run_id = values["run_id"]
     if not run_id or not runs.is_active(run_id):
-        run_id = runs.start_run(values.get("flow", _RETRAIN), values["workspace"])  # entries of earlier versions have no flow
+        run_id = runs.start_run(values["flow"], values["workspace"])
         with replacing(entry / _ENTRY) as partial:  # before anything is logged, so that a second attempt creates no second run
             partial.write_text(json.dumps(values | {"run_id": run_id}, indent=1) + "\n", encoding="utf-8")
     files, stats = ({name: entry / path for name, path in values[kind].items()} for kind in (_FILES, _STATS))

@@ -7,7 +7,6 @@ The hash of the manifest is a tag of the version, so whoever can change files in
 cannot change a version unnoticed. `artifacts/manifest.json` is for programs that have only this folder.
 """
 
-import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -47,23 +46,14 @@ def add_manifest(logged: Any, parts: Path) -> str:
 def check_files(model: Path, uri: str, tags: Mapping[str, str] | None) -> None:
     """Compare a downloaded model with its manifest.
 
-    tags: of the version; None for the model of a run, which has none: its manifest is checked, but not who wrote it. A version
-    that was registered before there was such a manifest gives a warning, and only its parts are checked.
-    Raises ManifestError for other files, and for a version with a manifest but without its hash, or the reverse.
+    tags: of the version; None for the model of a run, which has none: its manifest is checked, but not who wrote it.
+    Raises ManifestError for other files, and for a version without a manifest or without the tag with its hash.
     """
     manifest_hash = (tags or {}).get(MANIFEST_TAG, "")
-    has_manifest = (model / MANIFEST_FILE).is_file()
-    if tags is not None and has_manifest and not manifest_hash:
+    if tags is not None and not manifest_hash:
         raise ManifestError(
             f"want the tag {MANIFEST_TAG} of {uri} with the hash of its {MANIFEST_FILE}, got none, so its files may not be those "
             "that were registered; register it again with `uv run retrain`"
         )
-    if tags is not None and not has_manifest and not manifest_hash:
-        print(
-            f"{uri} was registered before manifests covered the code of a model: only its parts are checked; register it again "
-            "with `uv run retrain` to check all files",
-            file=sys.stderr,
-            flush=True,
-        )
     check_manifest(model, expected_hash=manifest_hash, ignored=_WRITTEN_BY_DOWNLOAD)
-    check_manifest(model / ARTIFACTS, is_required=has_manifest)
+    check_manifest(model / ARTIFACTS, is_required=(model / MANIFEST_FILE).is_file())

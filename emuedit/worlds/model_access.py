@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 from pathlib import Path
 
-from emuedit.failures import FailureKind, kind_of
+from emuedit.failures import FailureKind, chain_of, class_names, kind_of
 from emuedit.models import model_sources
 from emuedit.models.llm_loading import is_local
 from emuedit.models.model_files import ModelFileError
@@ -109,8 +109,8 @@ def _folder_problems(folder: Path, kind: ModelKind) -> Iterator[str]:
 def _describe(error: Exception, name: str, kind: ModelKind) -> str:
     if isinstance(error, ModelFileError):
         return str(error)
-    classes = {parent.__name__ for cause in _causes(error) for parent in type(cause).__mro__}
-    statuses = {getattr(getattr(cause, "response", None), "status_code", None) for cause in _causes(error)}
+    classes = {name for cause in chain_of(error) for name in class_names(cause)}
+    statuses = {getattr(getattr(cause, "response", None), "status_code", None) for cause in chain_of(error)}
     is_refused = bool(statuses & set(_NO_ACCESS)) and "RepositoryNotFoundError" not in classes  # 401 for an unknown repository
     if is_refused or "GatedRepoError" in classes:
         page = f"https://huggingface.co/{split_revision(name)[0]}"
@@ -125,13 +125,7 @@ def _is_unreachable(error: Exception) -> bool:
     """Whether the hub did not answer, or may not be asked (HF_HUB_OFFLINE)."""
     if kind_of(error) is FailureKind.NETWORK:
         return True
-    causes = list(_causes(error))
+    causes = list(chain_of(error))
     if any(getattr(cause, "response", None) is not None for cause in causes):
         return False
     return any(isinstance(cause, ConnectionError) or type(cause).__name__ == "LocalEntryNotFoundError" for cause in causes)
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__

@@ -40,12 +40,11 @@ def test_whoever_rewrites_the_manifest_is_noticed_by_its_hash(package: Path) -> 
         check_manifest(package, expected_hash=registered)
 
 
-def test_manifests_of_earlier_versions_with_shorter_hashes_are_checked(package: Path) -> None:
+def test_a_manifest_with_shorter_hashes_is_not_accepted(package: Path) -> None:
+    """Or whoever writes it could choose a hash of 64 bits, for which two files with the same hash can be computed."""
     names = ("editor/weights.safetensors", "settings.json")
     (package / "manifest.json").write_text(json.dumps({name: hash_file(package / name) for name in names}))
-    check_manifest(package)
-    (package / "settings.json").write_text("[]")
-    with pytest.raises(ManifestError, match=r"settings\.json has changed"):
+    with pytest.raises(ManifestError, match=r"weights\.safetensors has changed"):
         check_manifest(package)
 
 

@@ -51,7 +51,7 @@ def test_an_edited_card_and_links_are_not_deleted(imported: Path) -> None:
     (imported / CARD).write_text("our own description")
     for number in range(3):
         (imported / f"link{number}").symlink_to(imported.parent / "mine")
-    with pytest.raises(FormatError, match=r"deleted: link0, link1, link2, \.\.\.; move"):
+    with pytest.raises(FormatError, match=r"deleted: link0, link1, link2, card\.md \(edited\); move"):
         import_again(imported)
     for number in range(3):
         (imported / f"link{number}").unlink()

@@ -1,9 +1,6 @@
 """Shards of an interrupted run are found again by the next run with the same key, and the result has the same bytes."""
 
 import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,13 +14,6 @@ from emuedit.data.publish import Summary, publish, read_folder, read_summary, re
 from emuedit.data.records import Caption, Drop
 from emuedit.data.shards import ShardError, read_shard
 
-ROOT = Path(__file__).parents[2]
-PROGRAM = """
-import sys, time
-from pathlib import Path
-from tests.data.test_publish import make_and_publish
-make_and_publish(Path(sys.argv[1]), sys.argv[2], pause_s=float(sys.argv[3]))
-"""
 N_SHARDS = 4
 
 
@@ -33,12 +23,10 @@ def make_shard(number: int) -> tuple[list[Caption], list[Drop]]:
     return captions, [Drop(f"drop {number}", "empty", "c.txt", number)]
 
 
-def make_and_publish(root: Path, key: str, pause_s: float = 0.0, made_numbers: list[int] | None = None) -> Summary:
+def make_and_publish(root: Path, key: str, made_numbers: list[int] | None = None) -> Summary:
     """A stage of four shards; `made_numbers` gets those that are made, and not resumed."""
 
     def make(number: int) -> tuple[list[Caption], list[Drop]]:
-        if number:
-            time.sleep(pause_s)
         if made_numbers is not None:
             made_numbers.append(number)
         return make_shard(number)
@@ -70,37 +58,6 @@ def interrupt_before(root: Path, key: str, number: int) -> None:
     """Leave the shards before `number` in scratch."""
     with pytest.raises(StopRun):
         list(resumable_shards(scratch_folder(root, "captions", key), stop_before(number), make_shard, Caption))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_process_leaves_shards_that_the_next_run_keeps(number: signal.Signals, tmp_path: Path) -> None:
-    stopped, uninterrupted = tmp_path / "stopped", tmp_path / "uninterrupted"
-    process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(stopped), "key", "60"],
-        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    first = stopped / "scratch/captions/key/shard-00000.parquet"
-    try:
-        deadline = time.monotonic() + 60
-        while not first.exists():
-            assert process.poll() is None, "the process ended before its first shard"
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        process.send_signal(number)
-        assert process.wait(30) != 0
-    finally:
-        process.kill()
-        process.wait()
-    written_at = first.stat().st_mtime_ns
-    assert not (stopped / "data/captions").exists()
-    made_numbers: list[int] = []
-    make_and_publish(stopped, "key", made_numbers=made_numbers)
-    assert made_numbers == [1, 2, 3]
-    assert (stopped / "data/captions/shard-00000.parquet").stat().st_mtime_ns == written_at
-    make_and_publish(uninterrupted, "key")
-    assert read_bytes(stopped) == read_bytes(uninterrupted)
-    assert not (stopped / "scratch/captions").exists()
 
 
 @pytest.mark.parametrize("number", range(N_SHARDS))

@@ -159,27 +159,3 @@ def test_an_editor_with_another_number_of_channels_is_refused(make_base_model: M
         ValueError, match=r"have 16 input channels and 8 output channels.* or 9 with a change-mask head; got 16 and 10"
     ):
         checkpoint.load(str(tmp_path), "cpu", torch.float32)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["toy", "sdxl"])
-def test_an_editor_of_an_earlier_version_is_opened(kind: str, make_base_model: MakeBaseModel, tmp_path: Path) -> None:
-    """Its pipeline had the class of the base model, and its task embedding lay in `tasks/`."""
-    import json
-
-    from safetensors.torch import save_file
-
-    base_model = make_base_model(kind)
-    editor = checkpoint.from_base_model(base_model, 6, ["local", "add"])
-    weights = unet.fingerprint(editor, torch.float32)
-    base_model.pipeline.register_modules(unet=editor.unet)
-    base_model.pipeline.save_pretrained(tmp_path)
-    (tmp_path / "tasks").mkdir()
-    config = {"names": editor.table.names, "d_v": 6, "d_text": editor.table.to_token.out_features, "weights": weights}
-    (tmp_path / "tasks/config.json").write_text(json.dumps(config))
-    save_file(dict(editor.table.state_dict()), tmp_path / "tasks/model.safetensors")
-    loaded, parts, fingerprint = checkpoint.load(str(tmp_path), "cpu", torch.float32)
-    assert isinstance(parts.pipeline, EmuEditPipeline)
-    assert parts.pipeline.tasks == ("local", "add")
-    assert fingerprint == weights
-    assert torch.equal(loaded.table.v, editor.table.v)

@@ -1,13 +1,19 @@
-import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
-from emuedit.editor import task_embedding
 from emuedit.editor.task_embedding import TaskEmbedding
 from emuedit.tasks import TASKS, UnknownTaskError
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = """
+from emuedit.editor.edit_pipeline import EmuEditPipeline
+print(*EmuEditPipeline.from_pretrained("toyworld/weights/base_editor").tasks)
+"""
 
 
 @pytest.fixture
@@ -67,10 +73,11 @@ def test_rows_are_in_float32_whatever_the_network_is_loaded_in(table: TaskEmbedd
     assert loaded.v.dtype == loaded.to_token.weight.dtype == torch.float32
 
 
-def test_the_folder_of_an_earlier_version_is_read(table: TaskEmbedding, tmp_path: Path) -> None:
-    config = {"names": table.names, "d_v": 6, "d_text": 16, "weights": "fingerprint"}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    save_file({name: value.half() for name, value in table.state_dict().items()}, tmp_path / "model.safetensors")
-    loaded = task_embedding.load_earlier(tmp_path)
-    assert (loaded.names, loaded.fingerprint) == (table.names, "fingerprint")
-    torch.testing.assert_close(loaded.v, table.v.half().float(), rtol=0, atol=0)
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_process_that_imports_only_the_pipeline_opens_an_editor() -> None:
+    """diffusers loads parts only of classes whose module was imported."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr[-2000:]
+    assert process.stdout.split()[0] == "local"

@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -5,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from flows import dvc_graph
+from flows.retrain_lock import LockError
 
 
 @pytest.mark.slow
@@ -85,6 +88,16 @@ def test_folders_that_dvc_cannot_write_are_named(place: str, project: Path, monk
         (project / ".dvc/tmp").write_text("")
         folder = str(project / ".dvc/tmp")
     with pytest.raises(dvc_graph.GraphError, match=rf"DVC cannot use {folder}: .*fix the permissions, or set DVC_SITE_CACHE_DIR"):
+        dvc_graph.read(project)
+
+
+@pytest.mark.timeout(30)
+def test_dvc_is_not_waited_for_where_files_cannot_be_locked(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(LockError, match=r"want a folder whose files can be locked .*/\.dvc/tmp \(No locks available\)"):
         dvc_graph.read(project)
 
 

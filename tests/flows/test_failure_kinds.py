@@ -15,9 +15,10 @@ import pytest
 from huggingface_hub import errors as hub_errors
 
 from emuedit import stages
-from emuedit.failures import FailureKind, kind_of
+from emuedit.failures import FailureKind, explains_itself, kind_of
 from emuedit.synthesis.worker_pool import WorkerPoolError
 from emuedit.training.distributed import DistributedError
+from flows.dvc_graph import GraphError
 from flows.failure_kinds import classify
 
 
@@ -127,6 +128,14 @@ def test_a_status_of_a_service_tells_whether_to_try_again(status: int, kind: Fai
 )
 def test_an_operating_system_error_is_of_the_network_by_its_number(error: OSError, kind: FailureKind) -> None:
     assert kind_of(error) is kind
+
+
+@pytest.mark.parametrize(
+    ("error", "is_explained"),
+    [(DistributedError("no"), True), (GraphError("no"), True), (ValueError("no"), False), (httpx2.ConnectError("no"), False)],
+)
+def test_errors_of_this_project_explain_themselves(error: Exception, is_explained: bool) -> None:
+    assert explains_itself(error) is is_explained
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """The attempt to write to the remote before a run, with a store that refuses or fails."""
 
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -89,22 +89,31 @@ def test_missing_credentials_are_no_failure_of_the_network(remote: Bucket, tmp_p
     assert push_access.failure_kind(caught.value) is FailureKind.OTHER
 
 
+def set_settings(monkeypatch: pytest.MonkeyPatch, settings: Mapping[str, str]) -> None:
+    """Settings of DVC, instead of those of a workspace."""
+    monkeypatch.setattr(push_access.dvc_remote, "read_settings", lambda root: settings)
+
+
 @pytest.mark.parametrize("option", push_access._OTHER_CREDENTIALS)
 def test_credentials_that_only_dvc_reads_are_not_tried(option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     buckets: list[Bucket] = []
     monkeypatch.setattr(push_access, "_try_bucket", buckets.append)
     settings = {"core.remote": "s3", "remote.s3.url": "s3://no-such-bucket/x"}
-    push_access.try_write(tmp_path, settings | {f"remote.s3.{option}": "x"})
+    set_settings(monkeypatch, settings | {f"remote.s3.{option}": "x"})
+    push_access.try_write(tmp_path)
     assert not buckets
-    push_access.try_write(tmp_path, settings)
+    set_settings(monkeypatch, settings)
+    push_access.try_write(tmp_path)
     assert [bucket.location.bucket for bucket in buckets] == ["no-such-bucket"]
 
 
-def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     settings = {"core.remote": "local", "remote.local.url": str(tmp_path / "file/remote")}
+    set_settings(monkeypatch, settings)
     with pytest.raises(RemoteError, match=r"want a folder that can be written, got .*/file/remote \(Not a directory\)") as caught:
-        push_access.try_write(tmp_path, settings)
+        push_access.try_write(tmp_path)
     assert push_access.failure_kind(caught.value) is FailureKind.OTHER
-    push_access.try_write(tmp_path, settings | {"remote.local.url": str(tmp_path / "new/remote")})
+    set_settings(monkeypatch, settings | {"remote.local.url": str(tmp_path / "new/remote")})
+    push_access.try_write(tmp_path)
     assert not list((tmp_path / "new/remote").iterdir())

@@ -5,6 +5,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -170,56 +171,14 @@ def test_a_lock_file_that_was_deleted_meanwhile_is_made_again(tmp_path: Path, mo
         assert json.loads((tmp_path / FILE).read_text())["pid"] == os.getpid()
 
 
-@pytest.fixture
-def without_locks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file system without locks of the kernel, and a short time after which a process counts as dead."""
-
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EIO])
+def test_a_folder_whose_files_cannot_be_locked_is_named(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(descriptor: int, operation: int) -> None:
-        raise OSError(errno.ENOLCK, "No locks available")
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    for name, seconds in {"_POLL_S": 0.02, "_TOUCH_S": 0.05, "_DEAD_S": 0.4}.items():
-        monkeypatch.setattr(retrain_lock, name, seconds)
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("without_locks")
-def test_without_locks_a_record_that_stays_untouched_counts_for_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write_record_of_another_machine(tmp_path)
-    start = time.monotonic()
-    with exclusive(tmp_path) as has_waited:
-        assert has_waited
-    assert 0.4 <= time.monotonic() - start < 10
-    (line,) = capsys.readouterr().out.splitlines()
-    assert f"(process {os.getpid()} of elsewhere, since " in line
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("without_locks")
-def test_without_locks_a_retrain_that_runs_is_waited_for(tmp_path: Path) -> None:
-    running, events = [True], []
-
-    def retrain_again() -> None:
-        with exclusive(tmp_path):
-            events.append(f"first runs: {running[0]}")
-
-    second = threading.Thread(target=retrain_again)
-    with exclusive(tmp_path):
-        second.start()
-        second.join(0.8)  # longer than what counts as dead
-        running[0] = False
-    second.join(10)
-    assert events == ["first runs: False"]
-
-
-def test_another_failure_of_the_lock_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(descriptor: int, operation: int) -> None:
-        raise OSError(errno.EIO, "Input/output error")
-
-    monkeypatch.setattr(fcntl, "flock", fail)
-    with pytest.raises(LockError, match="want a folder whose files can be locked"), exclusive(tmp_path):
+    place = re.escape(f"{tmp_path / FILE.parent} ({os.strerror(number)}); use a file system")
+    with pytest.raises(LockError, match=rf"want a folder whose files can be locked \(flock\), got {place}"), exclusive(tmp_path):
         pass
 
 

@@ -93,7 +93,6 @@ def test_a_version_is_listed_explained_and_made_again(
     pipeline.write_text(pipeline.read_text().replace("report: true}", "report: true, reproducible: false}"))
     dvc_run("repro", "-q")
     shell("git", "add", ".", cwd=project)
-    shell("git", "add", "--force", "reports/metrics.json", cwd=project)  # as retrains of earlier versions did on a branch
     shell("git", "commit", "-qm", "a pipeline and its results", cwd=project)
     release.finish(dvc_graph.read(project), release.start(project), {}, RetrainOptions())
     capsys.readouterr()

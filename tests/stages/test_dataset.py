@@ -1,7 +1,5 @@
 import dataclasses
 import json
-import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ from emuedit.data.shards import read_shard, write_shard
 from emuedit.stages import dataset
 from emuedit.stages.dataset import DatasetError, DatasetParams, filter_pairs, run
 from tests.stages.scored_pairs import FILTERS, make_pair, make_params, publish_pairs, publish_toy_pairs, read_verdicts
-from tests.stages.workspace import ROOT, Workspace, check_resume, read_files
+from tests.stages.workspace import ROOT, read_files
 
 
 def make_table(*rows: tuple[str, str, float | None, float | None, float | None]) -> pa.Table:
@@ -245,18 +243,6 @@ def test_an_interrupted_run_resumes_after_the_last_shard_with_the_same_bytes(
     assert written == [f"shard-0000{n}.parquet" for n in (0, 1, 1, 2)]
     assert json.loads((tmp_path / dataset.OUT / "summary.json").read_text())["counts"]["kept"] == 2
     assert read_files(tmp_path / dataset.OUT) == uninterrupted
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_a_terminated_process_resumes_after_the_last_shard_with_the_same_bytes(
-    make_workspace: Callable[..., Workspace],
-) -> None:
-    section = {"filters": FILTERS, "rank_by": "direction", "sheet_pairs": 2, "reassignment": None}
-    stopped, uninterrupted = (make_workspace(name, dataset=section) for name in ("stopped", "uninterrupted"))
-    for workspace in (stopped, uninterrupted):
-        publish_toy_pairs(workspace.folder)
-    check_resume(stopped, uninterrupted, "dataset", dataset.OUT, signal.SIGTERM)
 
 
 def test_keeping_nothing_is_an_error_with_the_reasons(tmp_path: Path, pairs: list[Pair]) -> None:

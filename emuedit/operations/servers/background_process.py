@@ -4,7 +4,6 @@ A record contains the process id and a mark of the process's start, since the sa
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import signal
@@ -17,6 +16,7 @@ from pathlib import Path
 import psutil
 
 from emuedit.data.atomic_file import replacing
+from emuedit.data.text_hash import hex_hash
 from emuedit.process_identity import start_mark
 
 MAX_LOG_BYTES = 10_000_000
@@ -79,7 +79,7 @@ class BackgroundCommand:
 
 
 def _hash(content: str) -> str:
-    return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
+    return hex_hash(content.encode())
 
 
 def read_record(folder: Path, name: str) -> ProcessRecord | None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from emuedit.data.name_list import first_names
 from emuedit.operations.storage.bucket import Bucket
 from emuedit.operations.storage.data_manifest import read_latest
 from emuedit.operations.storage.dvc_remote import run_git
@@ -10,7 +11,6 @@ from emuedit.operations.storage.remote_error import RemoteError
 
 DATA_FILES = ("dvc.lock", "*/dvc.lock", "*.dvc")
 """Git patterns for the files that list data."""
-_N_NAMED = 5
 
 
 def check_clone(root: Path, bucket: Bucket) -> None:
@@ -32,8 +32,7 @@ def _history_reasons(root: Path) -> Iterator[str]:
         pairs = [line.split("\t") for line in listing if not line.endswith("^{}")]
         unknown = [name.removeprefix("refs/heads/") for commit, name in pairs if not _is_reachable(commit, root)]
         if unknown:
-            names = ", ".join(unknown[:_N_NAMED]) + (f" and {len(unknown) - _N_NAMED} more" if len(unknown) > _N_NAMED else "")
-            yield f"not fetched from the git remote {remote}: {names}; `git fetch --tags {remote}`"
+            yield f"not fetched from the git remote {remote}: {first_names(unknown)}; `git fetch --tags {remote}`"
 
 
 def _worktree_reasons(root: Path) -> Iterator[str]:

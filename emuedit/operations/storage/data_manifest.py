@@ -16,6 +16,7 @@ from uuid import uuid4
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from emuedit.data.name_list import first_names
 from emuedit.operations.storage.bucket import Bucket
 from emuedit.operations.storage.dvc_remote import run_dvc, run_git
 from emuedit.operations.storage.remote_error import RemoteError
@@ -59,8 +60,7 @@ def describe_commit(root: Path) -> dict[str, Any]:
         raise RemoteError(f"want committed data, got changes in {changed[-1]}; run `git commit` first")
     status = json.loads(run_dvc(["data", "status", "--not-in-remote", "--json"], root))
     if missing := status.get("not_in_remote"):
-        names = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-        raise RemoteError(f"want all data in the remote, but {names} is missing; run `uv run dvc push` first")
+        raise RemoteError(f"want all data in the remote, but {first_names(missing)} is missing; run `uv run dvc push` first")
     commit = run_git(["rev-parse", "HEAD"], root).strip()
     lock = root / "dvc.lock"
     data = data_hashes(yaml.safe_load(lock.read_text()) if lock.exists() else {})

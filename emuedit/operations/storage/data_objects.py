@@ -10,6 +10,7 @@ from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from emuedit.data.name_list import first_names
 from emuedit.operations.storage.bucket import THREADS, Bucket
 from emuedit.operations.storage.dvc_remote import run_dvc
 from emuedit.operations.storage.remote_error import RemoteError
@@ -17,7 +18,6 @@ from emuedit.operations.storage.remote_error import RemoteError
 OBJECTS = "files/md5/"
 """DVC's folder in a remote and in its cache."""
 _GONE = "NoSuchKey"
-_N_SHOWN = 5
 
 
 def object_name(digest: str) -> str:
@@ -78,8 +78,7 @@ def upload_again(bucket: Bucket, names: Collection[str], cache: Path) -> None:
 
 def describe(names: Collection[str]) -> str:
     """The number of objects and the names of the first."""
-    more = f" and {len(names) - _N_SHOWN} more" if len(names) > _N_SHOWN else ""
-    return f"{len(names)} objects ({', '.join(sorted(names)[:_N_SHOWN])}{more})"
+    return f"{len(names)} objects ({first_names(sorted(names))})"
 
 
 def _size(bucket: Bucket, name: str) -> int | None:

@@ -177,7 +177,7 @@ class PromptToPromptMethod:
         height, width = (n // base_model.factor for n in base_model.size)
         n_tokens = round(height * width * LAYER_SHARE)
         blend = LocalBlend(n_tokens=n_tokens, threshold=BLEND_THRESHOLD, start=BLEND_START) if self.blend else None
-        like = PromptToPromptEdit(0, "", CROSS_FRACTION, SELF_FRACTION, n_tokens, scale, blend=blend)
+        like = PromptToPromptEdit(0, "", *authors_fractions(setup.params.steps), n_tokens, scale, blend=blend)
         pairs = []
         for batch in _pack_by_caption(instructions, setup.params.rows_per_batch):
             captions = list(dict.fromkeys(instruction.source_caption for instruction in batch))
@@ -195,6 +195,14 @@ class PromptToPromptMethod:
                 for instruction, edit, target in zip(batch, edits, targets, strict=True)
             ]
         return pairs
+
+
+def authors_fractions(steps: int) -> tuple[float, float]:
+    """Fractions of the steps with the source's cross-attention and with its self-attention, rounded as in the authors' code.
+
+    Cross-attention is scheduled over steps + 1 entries (`get_time_words_attention_alpha` in `ptp_utils.py`).
+    """
+    return int(CROSS_FRACTION * (steps + 1)) / steps, int(SELF_FRACTION * steps) / steps
 
 
 def _pack_by_caption(instructions: Sequence[Instruction], max_rows: int) -> Iterator[list[Instruction]]:

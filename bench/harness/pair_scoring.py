@@ -65,7 +65,9 @@ class CandidateScorer:
         for n, pair in enumerate(pairs):
             passed[n] = passed[n] and is_within(l1_outside(pair, M[n]), bounds[n].get("l1_outside", {}))
         rows = [n for n, row in enumerate(bounds) if passed[n] and "object_left_in_mask" in row]
-        for n, left in zip(rows, self._left_inside([(pairs[n], M[n]) for n in rows]), strict=True):
+        with stopwatch.measure(name, round_number, "filters"):
+            lefts = self._left_inside([(pairs[n], M[n]) for n in rows])
+        for n, left in zip(rows, lefts, strict=True):
             passed[n] = is_within(left, bounds[n]["object_left_in_mask"])
         candidates = []
         for pair, value, faults in zip(pairs, direction, find_faults(pairs, M, passed), strict=True):

@@ -263,7 +263,7 @@ class Editor:
         At most `MAX_PIXELS` pixels (at least one image) are float32 at the images' size at once, and those of
         `EditSampler.max_pixels_per_batch` enter the network.
         """
-        from emuedit.editing.any_size import edit_any_size
+        from emuedit.editor.any_size import edit_any_size
         from emuedit.models.image_tensors import from_uint8, to_uint8
 
         outputs: dict[int, Pixels] = {}

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from emuedit.editing.any_size import edit_any_size
+from emuedit.editor.any_size import edit_any_size
 from emuedit.editor.sampling import EditSampler
 from emuedit.editor.sampling_options import NO_OPTIONS, Edited, SamplingOptions
 from emuedit.editor.settings import EditSettings

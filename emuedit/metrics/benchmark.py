@@ -5,7 +5,7 @@ Each world has a benchmark: a Python file or folder named in `params.yaml`. Shap
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -74,9 +74,21 @@ class EditSource(Protocol):
         ...
 
 
+class EditCounts(NamedTuple):
+    """Numbers of edits of a task and split."""
+
+    in_table: int
+    usable: int
+    """Those that can be judged; only these are measured."""
+
+
 @runtime_checkable
 class CountingSource(Protocol):
     """An EditSource that can count its edits without making them."""
+
+    def count(self, task: str, split: str) -> EditCounts:
+        """The edits of a task and split."""
+        ...
 
     def check(self, task: str, split: str, n: int) -> None:
         """Raise the ValueError of a call for fewer than n edits of a task."""
@@ -101,10 +113,31 @@ def load(reference: str, device: str = "auto") -> EditSource:
     return source
 
 
-def describe_judge(source: EditSource, tasks: Sequence[str]) -> str:
-    """A note for reports and decisions, such as `uncalibrated judge: local, add`; empty if the judge of these tasks has none."""
+def describe_judge(source: EditSource, tasks: Sequence[str], split: str) -> str:
+    """A note about the judge of these tasks for reports and decisions; empty if there is nothing to say.
+
+    Such as `uncalibrated judge: local, add; left out, with equal captions and no result: 41 of 430 edits of local`.
+    """
     uncalibrated = [task for task in getattr(source, "uncalibrated_tasks", ()) if task in tasks]
-    return f"uncalibrated judge: {', '.join(uncalibrated)}" if uncalibrated else ""
+    counts = {task: source.count(task, split) for task in tasks} if isinstance(source, CountingSource) else {}
+    left_out = [f"{n - usable} of {n} edits of {task}" for task, (n, usable) in counts.items() if usable < n]
+    notes = [f"uncalibrated judge: {', '.join(uncalibrated)}"] if uncalibrated else []
+    notes += [f"left out, with equal captions and no result: {', '.join(left_out)}"] if left_out else []
+    return "; ".join(notes)
+
+
+def n_to_measure(source: EditSource, task: str, split: str, n_edits: int | None) -> int:
+    """The number of edits to measure of a task: n_edits, or all that can be judged if it is None.
+
+    Raises ParamsError for None and a benchmark that cannot count its edits, the ValueError of `check_edits` for none to measure.
+    """
+    if n_edits is not None:
+        return n_edits
+    if not isinstance(source, CountingSource):
+        raise config.ParamsError("want a number as n_edits, got null, which needs a benchmark with a table of edits")
+    n_usable = source.count(task, split).usable
+    check_edits(source, task, split, max(1, n_usable))
+    return n_usable
 
 
 def check_edits(source: EditSource, task: str, split: str, n: int) -> None:

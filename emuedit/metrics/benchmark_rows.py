@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from emuedit.data import image_io
+from emuedit.data.edit_table import join_problems
 from emuedit.models import clip
 from emuedit.name_hints import closest_match
 from emuedit.tasks import HELD_OUT, TASKS, find_task, get_task
@@ -29,8 +30,7 @@ def unknown_tasks(rows: Sequence[Mapping[str, str]]) -> str:
         return ""
     names = [task.name for task in (*TASKS, *HELD_OUT)]
     parts = [f"{name!r} in {_name_lines(numbers)}{closest_match(name, names)}" for name, numbers in lines.items()]
-    more = f"; and {len(parts) - _SHOWN} more names" if len(parts) > _SHOWN else ""
-    return f"want one of the tasks {', '.join(names)}; got {'; '.join(parts[:_SHOWN])}{more}"
+    return f"want one of the tasks {', '.join(names)}; got {join_problems(parts)}"
 
 
 def _name_lines(numbers: Sequence[int]) -> str:

@@ -10,6 +10,7 @@ that is a copy of its image is no reference.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,6 +26,7 @@ from emuedit.data.edit_table import join_problems, read_edit_table
 from emuedit.data.image_io import Pixels
 from emuedit.data.text_tables import TableError
 from emuedit.data.threads import map_in_threads
+from emuedit.metrics.benchmark import EditCounts
 from emuedit.metrics.benchmark_folder import JUDGE, REQUIRED, TABLE, missing_files
 from emuedit.metrics.benchmark_rows import can_be_judged, check_aspect, equals_image, is_compared, unknown_tasks
 from emuedit.metrics.similarity_judge import Calibration, JudgeBounds, JudgeResults, ResultError, SimilarityJudge
@@ -132,7 +134,9 @@ class PhotoBenchmark:
         Raises BenchmarkError, with file, row and column, for an invalid table."""
         self.folder, self.device = Path(folder), device
         self.settings = settings or read_judge(self.folder)
-        self.rows = [row for row in read_rows(self.folder) if can_be_judged(row, self.settings.clip)]
+        rows = read_rows(self.folder)
+        self._n_in_table = Counter((row["task"], row["split"]) for row in rows)
+        self.rows = [row for row in rows if can_be_judged(row, self.settings.clip)]
 
     def __call__(self, task: str, split: str, start: int, n: int) -> PhotoEdits:
         """Edits start to start + n - 1 of a task. Raises BenchmarkError if there are fewer."""
@@ -141,6 +145,10 @@ class PhotoBenchmark:
     def check(self, task: str, split: str, n: int) -> None:
         """Raise BenchmarkError, as a call would, for fewer than n edits of a task; opens no image and no model."""
         self._rows(task, split, n)
+
+    def count(self, task: str, split: str) -> EditCounts:
+        """The edits of a task and split; those that cannot be judged have equal captions and no result."""
+        return EditCounts(self._n_in_table[task, split], sum((row["task"], row["split"]) == (task, split) for row in self.rows))
 
     def unchanged_error(self, row: Mapping[str, str]) -> ResultError:
         """Error of the unedited image of a row with a result; opens no model."""

@@ -12,6 +12,7 @@ import numpy as np
 from emuedit import config
 from emuedit.data.image_io import Pixels
 from emuedit.editor import sampling, task_pack
+from emuedit.editor.any_size import edit_any_size, working_size_of
 from emuedit.editor.package_layout import BUILT_IN_PACKS, EDITOR, ROUTER, find_packs
 from emuedit.editor.sampling import EditSampler
 from emuedit.editor.sampling_options import NO_OPTIONS, ReportStep, SamplingOptions
@@ -94,7 +95,8 @@ class Systems:
 
     def _edit(self, edits: Benchmark, tasks: list[str], seeds: list[int]) -> tuple[Pixels, list[str]]:
         if self.divisor > 1:
-            few_pixels = FEW_EDITS * math.prod(edits.before.shape[1:3])
+            height, width = edits.before.shape[1:3]
+            few_pixels = FEW_EDITS * math.prod(working_size_of(self.sampler, self.settings, height, width))
             self.sampler.max_pixels_per_batch = min(sampling.MAX_PIXELS_PER_BATCH, few_pixels) // self.divisor
         return make_edits(self.sampler, edits, tasks, self.settings, seeds, SamplingOptions(report=self._report)), tasks
 
@@ -107,6 +109,6 @@ def make_edits(
     seeds: list[int],
     options: SamplingOptions = NO_OPTIONS,
 ) -> Pixels:
-    """The editor's outputs for these tasks, uint8 [N, H, W, 3]."""
+    """The editor's outputs for these tasks, uint8 [N, H, W, 3], made as those of `Editor.edit`: images of any size."""
     before = image_tensors.from_uint8(edits.before)
-    return image_tensors.to_uint8(sampler.sample(before, edits.instructions, tasks, settings, seeds, options).images)
+    return image_tensors.to_uint8(edit_any_size(sampler, before, edits.instructions, tasks, settings, seeds, options).images)

@@ -61,11 +61,20 @@ class ComparisonConditions:
     """The evaluating stage, whose code is part of the key."""
     benchmark: str
     tasks: tuple[str, ...]
-    n_edits: int
+    n_edits: int | None
+    """Of each task; None: all that the benchmark's table has."""
     settings: EditSettings
     split: str = "held_out"
     device: str = "auto"
     dtype: str = "auto"
+
+    def n_of(self, task: str, source: EditSource) -> int:
+        """The number of edits of a task, see `benchmark.n_to_measure`."""
+        return benchmark.n_to_measure(source, task, self.split, self.n_edits)
+
+    def edits(self, task: str, source: EditSource) -> Benchmark:
+        """The edits of a task."""
+        return source(task, self.split, 0, self.n_of(task, source))
 
     def key(self, root: Path) -> str:
         """16 hex digits over the edits, the settings, and the code that makes and judges them, without the models of `root`."""
@@ -86,7 +95,8 @@ def read_conditions(root: Path, section: str = "evaluation", extra_tasks: Sequen
     optional = {key: part[key] for key in ("split", "device", "dtype") if key in part}
     tasks = tuple(dict.fromkeys([*part["tasks"], *extra_tasks]))
     settings = EditSettings().with_changes(part.get("settings", {}))
-    return ComparisonConditions(section, values["world"]["benchmark"], tasks, int(part["n_edits"]), settings, **optional)
+    n_edits = None if part["n_edits"] is None else int(part["n_edits"])
+    return ComparisonConditions(section, values["world"]["benchmark"], tasks, n_edits, settings, **optional)
 
 
 @_MEASURING
@@ -95,11 +105,11 @@ def check_tasks(conditions: ComparisonConditions, champion_uri: str) -> None:
     source = benchmark.load(conditions.benchmark, conditions.device)
     for task in conditions.tasks:
         try:
-            benchmark.check_edits(source, task, conditions.split, conditions.n_edits)
+            benchmark.check_edits(source, task, conditions.split, conditions.n_of(task, source))
         except ValueError as error:
             raise GateError(
-                f"want {conditions.n_edits} edits of {task}, with which {champion_uri} was promoted: {error}; or promote a "
-                "version with `emuedit promote N --force REASON`"
+                f"want {conditions.n_edits or 'the'} edits of {task}, with which {champion_uri} was promoted: {error}; or "
+                "promote a version with `emuedit promote N --force REASON`"
             ) from error
 
 
@@ -110,7 +120,7 @@ def with_tasks(conditions: ComparisonConditions, tasks: Sequence[str]) -> Compar
     present = []
     for task in tasks:
         with contextlib.suppress(ValueError):
-            benchmark.check_edits(source, task, conditions.split, conditions.n_edits)
+            benchmark.check_edits(source, task, conditions.split, conditions.n_of(task, source))
             present.append(task)
     return replace(conditions, tasks=tuple(present)) if any(get_task(task) not in HELD_OUT for task in present) else conditions
 
@@ -128,7 +138,7 @@ def measure(package: Path, name: str, conditions: ComparisonConditions, root: Pa
     shards = _evaluate(name, systems, conditions, folder, source)
     _prune(root / _CACHE, folder)
     size = sum(file.stat().st_size for file in _package_files(package))
-    note = benchmark.describe_judge(source, conditions.tasks)
+    note = benchmark.describe_judge(source, conditions.tasks, conditions.split)
     records = ((task, read_shard(path, EvalRecord)) for task, path in shards.items())
     return replace(_summarise(name, records, conditions_key), size_bytes=size, note=note)
 
@@ -138,9 +148,9 @@ def measure_nothing(conditions: ComparisonConditions, root: Path) -> Measurement
     """Measure the identity baseline, which a first model must beat."""
     source = benchmark.load(conditions.benchmark, conditions.device)
     identity = Systems(root / MODELS, conditions.settings, Runtime.choose(conditions.device, conditions.dtype))["identity"]
-    edits = ((task, source(task, conditions.split, 0, conditions.n_edits)) for task in conditions.tasks)
+    edits = ((task, conditions.edits(task, source)) for task in conditions.tasks)
     records = ((task, evaluate_system("identity", identity, of_task, None, 0)) for task, of_task in edits)
-    note = benchmark.describe_judge(source, conditions.tasks)
+    note = benchmark.describe_judge(source, conditions.tasks, conditions.split)
     return replace(_summarise("the identity baseline", records, conditions.key(root)), note=note)
 
 
@@ -164,12 +174,12 @@ def _evaluate(name: str, systems: Systems, conditions: ComparisonConditions, fol
     paths = {task: folder / f"{task}.parquet" for task in conditions.tasks}
     missing = [task for task, path in paths.items() if not path.exists()]
     if missing:
-        with Progress(f"measuring {name}", len(missing) * conditions.n_edits, "edit") as progress:
+        with Progress(f"measuring {name}", sum(conditions.n_of(task, source) for task in missing), "edit") as progress:
             for task in missing:
-                edits = source(task, conditions.split, 0, conditions.n_edits)
+                edits = conditions.edits(task, source)
                 records = evaluate_system(_SYSTEM, systems[_SYSTEM], edits, None, conditions.settings.seed)
                 write_shard(paths[task], _with_references(records, edits), EvalRecord)
-                progress.advance(conditions.n_edits)
+                progress.advance(len(records))
     return paths
 
 
@@ -195,7 +205,7 @@ def _adopt_evaluation(root: Path, package: Path, conditions: ComparisonCondition
     for task in conditions.tasks:
         shard, path = out / f"shard-{_SYSTEM}-{task}.parquet", folder / f"{task}.parquet"
         if shard.exists() and not path.exists():
-            edits = source(task, conditions.split, 0, conditions.n_edits)
+            edits = conditions.edits(task, source)
             write_shard(path, _with_references(list(read_shard(shard, EvalRecord)), edits), EvalRecord)
 
 

@@ -133,6 +133,7 @@ def _rows(challenger: Measurement, champion: Measurement, settings: GateSettings
     trained = challenger.trained
     differences = {task: np.subtract(challenger.success[task], champion.success[task], dtype=float).tolist() for task in tasks}
     bootstrap = settings.confidence, settings.resamples
+    confidence_of_drop = 1 - (1 - settings.confidence) / len(tasks)  # Bonferroni: any of the tasks can prevent the promotion
 
     overall = compare_paired(differences, trained, *bootstrap, threshold=-settings.epsilon)
     n = sum(len(differences[task]) for task in trained)
@@ -140,7 +141,8 @@ def _rows(challenger: Measurement, champion: Measurement, settings: GateSettings
     for task in tasks:
         difference = compare_paired(differences, [task], *bootstrap)
         allowance = settings.allowance(task)
-        has_dropped = -difference.mean > allowance and difference.high < 0 and not is_first
+        has_dropped = not is_first and -difference.mean > allowance
+        has_dropped = has_dropped and compare_paired(differences, [task], confidence_of_drop, settings.resamples).high < 0
         text = f"edit success of {task} dropped by {-difference.mean:.3f}, more than the allowed {allowance:g}"
         objection = text if has_dropped else ""
         yield Row(task, len(differences[task]), champion.share([task]), challenger.share([task]), difference, objection)

@@ -23,7 +23,8 @@ class GateSettings(config.Params):
     min_edits: int = Field(16, ge=1)
     """Minimum number of edits of each task for a decision."""
     confidence: float = Field(0.9, gt=0.5, lt=1)
-    """Share of the paired bootstrap's resamples in which the challenger must be better, and probability of all intervals."""
+    """Share of the paired bootstrap's resamples in which the challenger must be better, and probability of the intervals in the
+    table. A drop of a task counts with a probability of 1 - (1 - confidence) / number of tasks."""
     epsilon: float = Field(0.0, ge=0, lt=1)
     """By how much overall edit success may drop. 0: it must be better; 0.02: not worse by more than that, which accepts newer
     data at equal quality."""

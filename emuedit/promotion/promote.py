@@ -169,11 +169,11 @@ def measure_version(version: ModelVersion, root: Path, section: str = "evaluatio
     return comparison.measure(find_package(registry.download_version(version.uri)), version.uri, conditions, root)
 
 
-def measure_again(version: ModelVersion, root: Path, section: str = "evaluation") -> Remeasurement:
+def measure_again(version: ModelVersion, root: Path) -> Remeasurement:
     """Compare a version's current success with its promotion, over the tasks that were compared then."""
     success_at_promotion = {str(row[0]): float(row[3]) for row in json.loads(version.tags.get(TABLE_TAG) or "[]")}
     success_at_promotion.pop(gate.OVERALL, None)
-    measurement = measure_version(version, root, section, list(success_at_promotion))
+    measurement = measure_version(version, root, tasks=list(success_at_promotion))
     tasks = [task for task in measurement.trained if task in success_at_promotion]
     if not tasks:
         return Remeasurement(measurement.overall, None, tuple(measurement.trained), CHANGED if success_at_promotion else "")

@@ -23,6 +23,7 @@ SCORES_TAG, SOURCES_TAG, N_EDITS_TAG = "card.scores", "card.sources", "card.n_ed
 SUCCESS_TAG, SUCCESS_CONDITIONS_TAG = "edit_success", "edit_success.items"
 """Tags of a version: its edit success, and the key of the conditions under which the flow `backfill` measured it, if it did."""
 _NOT_STATED = "not stated"
+_BASELINE = "identity"
 _DATA = "dvc.data/"
 
 _TEXT = """\
@@ -74,13 +75,12 @@ def make_tags(
     system: str,
     params: Mapping[str, Any],
     section: str = "evaluation",
-    baseline: str = "identity",
 ) -> dict[str, str]:
     """The tags that the card needs. `table`: system -> task -> edit success. `params`: content of `params.yaml`.
 
     section: that of the evaluation, whose `n_edits` is the number of edits per task.
     """
-    scores = {name: dict(table[name]) for name in (system, baseline) if name in table}
+    scores = {name: dict(table[name]) for name in (system, _BASELINE) if name in table}
     licences = (params.get("dataset") or {}).get("licences") or {}
     world = {key: value for key, value in (params.get("world") or {}).items() if key != "name" and value}
     sources = {part: [str(name), licences.get(part, _NOT_STATED)] for part, name in world.items()}
@@ -103,7 +103,7 @@ def render(version: ModelVersion) -> str:
         parent=f"`{tags['parent']}`" if tags.get("parent") else "none: trained from the base model",
         why=_cell(tags.get(registry.RUN_REASON_TAG, "") or _NOT_STATED),
         gate=_cell(_gate(tags)),
-        precision=f" {n_edits} edits per task; ± is the standard error, from the spread over the edits." if n_edits else "",
+        precision=f" {n_edits} edits per task; ± is the standard error (Agresti-Coull)." if n_edits else "",
         scores=_format_scores(_read(tags, SCORES_TAG), n_edits),
         folder=FOLDER,
         data="\n".join(f"- `{path}`: `{value}`" for path, value in sorted(data.items())) or "- none was recorded",
@@ -170,8 +170,13 @@ def _format_score(row: Mapping[str, float | None], task: str, n_edits: int | Non
 
 
 def _standard_error(shares: Sequence[float], n_edits: int) -> float:
-    """Standard error of the unweighted mean of shares, each of n independent edits: sqrt(sum of p (1 - p) / n) / tasks."""
-    return math.sqrt(sum(share * (1 - share) for share in shares) / n_edits) / len(shares)
+    """Standard error of the unweighted mean of shares, each of n independent edits: sqrt(sum of p (1 - p) / (n + 4)) / tasks.
+
+    p is a share with two more successes and two more failures, else a share of 0 or 1 had no error (Agresti & Coull 1998,
+    Approximate is better than "exact" for interval estimation of binomial proportions).
+    """
+    adjusted = [(share * n_edits + 2) / (n_edits + 4) for share in shares]
+    return math.sqrt(sum(p * (1 - p) for p in adjusted) / (n_edits + 4)) / len(shares)
 
 
 def _read_n_edits(tags: Mapping[str, str]) -> int | None:

@@ -6,7 +6,7 @@ Out: `reports/evaluation/`: `metrics.json`, `metrics.csv`, `contact_sheet.png`, 
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -22,7 +22,7 @@ from emuedit.data.word_list import load_word_list
 from emuedit.editor.package_layout import MODELS
 from emuedit.editor.settings import EditSettings
 from emuedit.metrics import benchmark, report
-from emuedit.metrics.benchmark import CountingSource
+from emuedit.metrics.benchmark import CountingSource, EditSource
 from emuedit.metrics.edit_scores import evaluate_system
 from emuedit.metrics.success_table import format_success, success_with_slices
 from emuedit.metrics.systems import FEW_EDITS, Systems
@@ -51,8 +51,8 @@ class EvaluationParams(config.Params):
     true."""
     tasks: tuple[str, ...] = Field(min_length=1)
     """Tasks to measure; `overall` averages the trained ones."""
-    n_edits: int = Field(ge=1)
-    """Edits per task."""
+    n_edits: int | None = Field(ge=1)
+    """Edits per task; null: all edits of each task in the table of a benchmark folder."""
     settings: EditSettings
     """Settings of the edits; they become the defaults of the registered model."""
     slices: dict[str, str] = Field(default={})
@@ -82,9 +82,10 @@ def run(params: EvaluationParams, root: Path) -> Summary:
         root, "evaluation", work_key("evaluation", recorded, root, *scorer_paths, *map(str, word_files.values()))
     )
     source = benchmark.load(params.world.benchmark, runtime.device)
+    n_edits = {task: benchmark.n_to_measure(source, task, params.split, params.n_edits) for task in params.tasks}
     if isinstance(source, CountingSource):
-        for task in params.tasks:
-            source.check(task, params.split, params.n_edits)
+        for task, n in n_edits.items():
+            source.check(task, params.split, n)
 
     @cache
     def scorers() -> tuple[ClipScorer, DinoScorer]:
@@ -92,27 +93,29 @@ def run(params: EvaluationParams, root: Path) -> Summary:
 
     work = [(system, task) for system in params.systems for task in params.tasks]
     paths = {item: scratch / f"shard-{item[0]}-{item[1]}.parquet" for item in work}
-    n_done = sum(len(edits) for path in paths.values() for edits in _parts(params.n_edits) if _is_done(path, edits))
-    print(f"evaluation: {len(work)} groups of {params.n_edits} edits, {runtime}", flush=True)
-    at_once = max(1, min(params.n_edits, FEW_EDITS) // batch_divisor()) if batch_divisor() > 1 else None
+    n_done = sum(len(part) for (_, task), path in paths.items() for part in _parts(n_edits[task]) if _is_done(path, part))
+    n_in_all = len(params.systems) * sum(n_edits.values())
+    print(f"evaluation: {n_in_all} edits in {len(work)} groups, {runtime}", flush=True)
+    at_once = max(1, min(*n_edits.values(), FEW_EDITS) // batch_divisor()) if batch_divisor() > 1 else None
     if at_once:
         print(f"evaluation: ran out of memory; retrying with at most {at_once} edits per batch", flush=True)
-    with Progress("evaluation", len(work) * params.n_edits, "edit", n_done) as progress:
-        steps = params.settings.steps + 1  # judging and scoring count as one step
+    with Progress("evaluation", n_in_all, "edit", n_done) as progress:
+        steps = params.settings.steps * (1 + params.settings.crop) + 1  # judging and scoring count as one step
         systems = Systems(root / MODELS, params.settings, runtime, lambda n: progress.advance(n / steps), batch_divisor())
         for system, task in work:
-            shard, parts = paths[system, task], _parts(params.n_edits)
+            shard, parts = paths[system, task], _parts(n_edits[task])
             for part in [part for part in parts if not _is_done(shard, part)]:
                 edits = source(task, params.split, part.start, len(part))
                 records = evaluate_system(system, systems[system], edits, scorers(), params.settings.seed, at_once, part.start)
                 write_shard(_part_path(shard, part) if len(parts) > 1 else shard, records, EvalRecord)
-                progress.advance(len(part) if system == "identity" else len(part) / steps)
+                n_done += len(part)
+                progress.set_done(n_done)
             if not shard.exists():
                 _join_parts(shard, parts)
     records = [record for path in paths.values() for record in _read_records(path, params.sheet_columns)]
     tables = report.summarise(records, params.tasks, slices)
-    note = benchmark.describe_judge(source, params.tasks)
-    content = {**({"note": note} if note else {}), **tables}
+    note = benchmark.describe_judge(source, params.tasks, params.split)
+    content = {**({"note": note} if note else {}), **_edit_counts(source, params.split, n_edits), **tables}
     (scratch / "metrics.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     report.write_csv(scratch / "metrics.csv", tables)
     sheet_system = next((name for name in ("emuedit", "true_task") if name in params.systems), params.systems[0])
@@ -124,6 +127,13 @@ def run(params: EvaluationParams, root: Path) -> Summary:
         for system, task in work
     }
     return publish(scratch, root / OUT, "evaluation", recorded, counts | {"edits": len(records)})
+
+
+def _edit_counts(source: EditSource, split: str, n_edits: Mapping[str, int]) -> dict[str, dict[str, dict[str, int]]]:
+    """The numbers of edits of each task: in the benchmark's table, usable, and measured; empty if it cannot count them."""
+    if not isinstance(source, CountingSource):
+        return {}
+    return {"edits": {task: {**source.count(task, split)._asdict(), "measured": n} for task, n in n_edits.items()}}
 
 
 def _parts(n_edits: int) -> list[range]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from emuedit import config, reference_check
 from emuedit.data.dependencies import find_file
+from emuedit.data.name_list import first_names
 from emuedit.data.writable_folder import check_writable
 from emuedit.metrics.benchmark_folder import JUDGE
 from emuedit.models.model_files import base_model_sizes
@@ -130,7 +131,7 @@ def _print_references(rows: Sequence[dict[str, str]], benchmark: "PhotoBenchmark
 
 def _join_lines(lines: Sequence[tuple[int, str]]) -> str:
     """The first lines of the table, each with its task."""
-    return ", ".join(f"{line} ({task})" for line, task in lines[:_SHOWN]) + (", ..." if len(lines) > _SHOWN else "")
+    return first_names([f"{line} ({task})" for line, task in lines], _SHOWN)
 
 
 def _usable_rows(benchmark: "PhotoBenchmark") -> dict[str, list[dict[str, str]]]:

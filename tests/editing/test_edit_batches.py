@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from emuedit import EditError, Editor, EditSettings
-from emuedit.editing import any_size, api
+from emuedit.editing import api
+from emuedit.editor import any_size
 from emuedit.editor.sampling import MAX_PIXELS_PER_BATCH, EditSampler
 from emuedit.editor.sampling_options import Edited, SamplingOptions
 

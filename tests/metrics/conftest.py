@@ -6,6 +6,9 @@ import pytest
 
 from emuedit.metrics import benchmark
 from emuedit.metrics.benchmark import Benchmark
+from tests.editor.conftest import editor_folder, make_sampler
+
+__all__ = ["editor_folder", "make_sampler", "offline", "toy_edits"]
 
 
 @pytest.fixture

@@ -9,13 +9,16 @@ import pytest
 import torch
 
 from emuedit.config import ParamsError
+from emuedit.editing.api import Editor
 from emuedit.editor import sampling
+from emuedit.editor.sampling import EditSampler
 from emuedit.editor.sampling_options import Edited, SamplingOptions
 from emuedit.editor.settings import EditSettings
 from emuedit.metrics import report
 from emuedit.metrics.benchmark import Benchmark
 from emuedit.metrics.edit_scores import REFUSAL, evaluate_system
-from emuedit.metrics.systems import Systems
+from emuedit.metrics.systems import Systems, make_edits
+from emuedit.models.image_tensors import from_uint8, to_uint8
 from emuedit.predictor import task_predictor
 from emuedit.predictor.task_predictor import NO_EDIT, TaskPrediction
 from emuedit.runtime import Runtime
@@ -29,6 +32,7 @@ class InvertingSampler:
 
     tasks, inverted_tasks = ("local", "add", "contour"), ("contour",)
     max_pixels_per_batch = 0
+    resolution_px, grid_px = 1024, 8
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
@@ -145,17 +149,35 @@ def test_a_refusal_does_not_change_the_other_edits(
 def test_less_is_edited_at_once_where_a_divisor_says_so(tmp_path: Path, toy_edits: ToyEdits, sampler: InvertingSampler) -> None:
     """After memory ran out: a part of a few edits of these sizes, or of what the editor allows, whichever is less."""
     few_pixels, allowed = 8 * 64**2, sampling.MAX_PIXELS_PER_BATCH
-    for divisor, size, expected in (
-        (1, 64, allowed),
-        (2, 64, few_pixels // 2),
-        (4, 64, few_pixels // 4),
-        (2, 1024, allowed // 2),
+    for divisor, size, resolution_px, expected in (
+        (1, 64, 1024, allowed),
+        (2, 64, 1024, few_pixels // 2),
+        (4, 64, 1024, few_pixels // 4),
+        (2, 1024, 1024, allowed // 2),
+        (2, 1024, 64, few_pixels // 2),
     ):
-        sampler.max_pixels_per_batch = allowed
+        sampler.max_pixels_per_batch, sampler.resolution_px = allowed, resolution_px
         edits = toy_edits("remove", 1)
         edits = dataclasses.replace(edits, before=np.zeros((1, size, size, 3), np.uint8))
         Systems(tmp_path, SETTINGS, RUNTIME, divisor=divisor)["true_task"](edits, [7])
         assert sampler.max_pixels_per_batch == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("resolution_px", "changes"), [(32, {}), (64, {"resolution": 32}), (32, {"crop": 1})])
+def test_outputs_are_those_of_the_editor_that_users_run(
+    resolution_px: int, changes: dict[str, int], make_sampler: Callable[..., EditSampler], toy_edits: ToyEdits
+) -> None:
+    """Edits of 64 px, which an editor of 32 px makes smaller and composites into the image."""
+    editor_sampler = make_sampler()
+    edits = dataclasses.replace(toy_edits("remove", 2), instructions=["remove it", "make it red"])
+    editor_sampler.resolution_px = resolution_px
+    settings = SETTINGS.with_changes({"steps": 2, "seed": 5, **changes})
+    outputs = make_edits(editor_sampler, edits, ["remove", "local"], settings, [5, 6])
+    expected = Editor(editor_sampler, None, settings).edit(list(edits.before), edits.instructions, ["remove", "local"])
+    np.testing.assert_array_equal(outputs, np.stack(expected))
+    full_size = editor_sampler.sample(from_uint8(edits.before), edits.instructions, ["remove", "local"], settings, [5, 6])
+    assert (outputs != to_uint8(full_size.images)).any()
 
 
 def test_models_are_loaded_once_and_only_when_they_are_needed(

@@ -12,7 +12,7 @@ from emuedit.config import ParamsError
 from emuedit.data.image_io import Pixels
 from emuedit.data.publish import publish, scratch_folder, write_summary
 from emuedit.metrics import benchmark
-from emuedit.metrics.benchmark import Benchmark
+from emuedit.metrics.benchmark import Benchmark, EditCounts
 from emuedit.metrics.systems import Systems
 from emuedit.promotion import comparison, promote
 from emuedit.promotion.gate import GateError
@@ -265,3 +265,31 @@ def test_other_edits_are_other_conditions(
     result = promote.measure_again(version, workspace)
     assert (result.note, result.at_promotion, result.has_fallen(0.05)) == (promote.CHANGED, 1.0, False)
     assert promote.measure_again(ModelVersion(8, "run"), workspace).at_promotion is None
+
+
+@pytest.mark.slow
+def test_without_a_number_all_edits_that_can_be_judged_are_compared(
+    workspace: Path, edited: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class CountedSource:
+        def count(self, task: str, split: str) -> EditCounts:
+            return EditCounts(9, 3 if task == "remove" else 2)
+
+        def check(self, task: str, split: str, n: int) -> None:
+            assert n <= self.count(task, split).usable
+
+        def __call__(self, task: str, split: str, start: int, n: int) -> Benchmark:
+            return toy_source(task, split, start, n)
+
+    toy_source = benchmark.load("toyworld/edits/toy_benchmark.py")
+    monkeypatch.setattr(benchmark, "load", lambda *_: CountedSource())
+    (workspace / "params.yaml").write_text(PARAMS.replace("n_edits: 4", "n_edits: null"))
+    conditions = comparison.read_conditions(workspace)
+    comparison.check_tasks(conditions, "models:/emuedit-editor/1")
+    measured = [
+        comparison.measure(workspace / "models", "new", conditions, workspace),
+        comparison.measure_nothing(conditions, workspace),
+    ]
+    for measurement in measured:
+        assert {task: len(outcomes) for task, outcomes in measurement.success.items()} == {"remove": 3, "background": 2}
+        assert measurement.note.endswith("6 of 9 edits of remove, 7 of 9 edits of background")

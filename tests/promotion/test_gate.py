@@ -181,6 +181,37 @@ def test_ties_are_no_wins_for_any_number_of_edits(epsilon: float) -> None:
         assert result.mean == sum(values.sum() for values in counts.values()) / 100
 
 
+def equal_editors(rng: np.random.Generator, drop: float = 0.0) -> tuple[Measurement, Measurement]:
+    """Two editors with a success of 0.5 in 32 edits of nine tasks, which agree in 3 of 4 edits; `drop`: of `local`."""
+    names = ("local", "texture", "background", "remove", "add", "detect", "segment", "sketch", "contour")
+    old = {name: rng.random(32) < 0.5 for name in names}
+    new = {name: np.where(rng.random(32) < 0.5, values, rng.random(32) < 0.5) for name, values in old.items()}
+    new["local"] = new["local"] & (rng.random(32) >= 2 * drop)
+    return tuple(  # type: ignore[return-value]
+        Measurement("editor", {name: values.tolist() for name, values in success.items()}, conditions_key="same")
+        for success in (new, old)
+    )
+
+
+@pytest.mark.slow
+def test_the_tasks_of_equally_good_editors_seldom_prevent_a_promotion() -> None:
+    """With the 90 % interval of each task, a third of them would."""
+    rng, settings = np.random.default_rng(0), GateSettings(resamples=400)
+    n_refused = n_below_zero = 0
+    for _ in range(60):
+        rows = decide(*equal_editors(rng), settings).rows[1:]
+        n_refused += any(row.objection for row in rows)
+        n_below_zero += any(-row.difference.mean > settings.task_allowance and row.difference.high < 0 for row in rows)
+    assert n_below_zero > 0.2 * 60
+    assert n_refused < 0.12 * 60
+
+
+def test_the_loss_of_a_task_is_noticed_among_nine() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        assert "edit success of local dropped by 0." in decide(*equal_editors(rng, drop=0.5), GateSettings(resamples=400)).reason
+
+
 def test_an_exact_tie_of_the_means_is_no_gain() -> None:
     """Gains of 1 and 2 and a loss of 3 of 10 edits: the mean of 0.1, 0.2 and -0.3 is 9e-18 in floats."""
     gains = {"local": 1, "remove": 2, "add": -3}

@@ -61,14 +61,21 @@ def test_scores_have_a_standard_error_if_the_number_of_edits_is_known(tags: dict
     ).splitlines()
     rows = [line for line in lines if line.startswith(("| overall", "| local", "| remove", "| contour", "| new_words"))]
     assert rows == [
-        "| overall | 0.600 ± 0.085 | - |",  # sqrt(.7 * .3 / 16 + .5 * .5 / 16) / 2, without `contour`, which is not trained
-        "| contour | 0.500 ± 0.125 | - |",
-        "| local | 0.700 ± 0.115 | - |",
+        "| overall | 0.600 ± 0.077 | - |",  # sqrt(.66 * .34 / 20 + .5 * .5 / 20) / 2, without `contour`, which is not trained
+        "| contour | 0.500 ± 0.112 | - |",
+        "| local | 0.700 ± 0.106 | - |",
         "| new_words | 0.400 | - |",
-        "| remove | 0.500 ± 0.125 | - |",
+        "| remove | 0.500 ± 0.112 | - |",
     ]
     assert any("16 edits per task" in line for line in lines)
     assert "edits per task" not in version_card.render(ModelVersion(3, "run3", tags))
+
+
+def test_a_task_without_successes_has_a_standard_error(tags: dict[str, str]) -> None:
+    table = {"emuedit": {"overall": 0.5, "local": 0.0, "remove": 1.0}}
+    scores = version_card.make_tags(table, "emuedit", PARAMS | {"evaluation": {"n_edits": 32}})
+    lines = version_card.render(ModelVersion(3, "run3", tags | scores)).splitlines()
+    assert {"| local | 0.000 ± 0.038 |", "| remove | 1.000 ± 0.038 |"} <= set(lines)  # sqrt(2 / 36 * 34 / 36 / 36)
 
 
 def test_the_summary_is_one_line(tags: dict[str, str]) -> None:

@@ -1,6 +1,4 @@
 import json
-import signal
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,7 @@ from emuedit.stages import MEMORY_ENV, evaluation
 from emuedit.stages.evaluation import EvaluationParams
 from emuedit.stages.inversion import InversionParams
 from emuedit.tasks import HELD_OUT, TASKS, get_task
-from tests.stages.workspace import ROOT, Workspace, check_resume, load_params, toy_world
+from tests.stages.workspace import ROOT, load_params, read_files, toy_world
 
 Scorers = tuple[clip.ClipScorer, dino.DinoScorer]
 
@@ -75,7 +73,7 @@ def make_params(**changes: Any) -> EvaluationParams:
 
 
 @pytest.mark.slow
-def test_an_interrupted_evaluation_resumes_after_the_last_task(
+def test_an_interrupted_evaluation_resumes_after_the_last_task_with_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     evaluated_tasks: list[str] = []
@@ -108,6 +106,8 @@ def test_an_interrupted_evaluation_resumes_after_the_last_task(
     assert len(list(read_folder(out, EvalRecord, verify=True))) == 12
     assert ["overall", "0.00", "1.00"] in [line.split() for line in capsys.readouterr().out.splitlines()]
     assert (out / "contact_sheet.png").stat().st_size > 5000
+    evaluation.run(make_params(), tmp_path / "uninterrupted")
+    assert read_files(out) == read_files(tmp_path / "uninterrupted" / evaluation.OUT)
 
 
 @pytest.mark.slow
@@ -158,16 +158,6 @@ def test_an_evaluation_that_ran_out_of_memory_makes_a_few_edits_at_once(
     assert evaluation.run(params, tmp_path).counts == first
     assert divisors == [1, 2]
     assert "evaluation: ran out of memory; retrying with at most 2 edits per batch" in capsys.readouterr().out
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_a_terminated_process_resumes_after_the_last_task_with_the_same_bytes(
-    make_workspace: Callable[..., Workspace],
-) -> None:
-    section = {"systems": ["identity"], "tasks": ["remove", "detect", "add"], "n_edits": 3, "dtype": "float32"}
-    stopped, uninterrupted = (make_workspace(name, evaluation=section) for name in ("stopped", "uninterrupted"))
-    check_resume(stopped, uninterrupted, "evaluation", evaluation.OUT, signal.SIGTERM)
 
 
 def test_unknown_systems_and_tasks_are_named(tmp_path: Path) -> None:

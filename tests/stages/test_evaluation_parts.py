@@ -1,5 +1,6 @@
 """The edits of a task are made, judged and stored a few at a time."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from emuedit.data.image_io import Pixels
 from emuedit.data.publish import read_folder
 from emuedit.data.records import EvalRecord
 from emuedit.metrics import benchmark
+from emuedit.metrics.benchmark import EditCounts
 from emuedit.metrics.systems import Systems
 from emuedit.stages import evaluation
 from tests.stages.workspace import load_params, read_files
@@ -74,6 +76,21 @@ class Source:
         return Edits(task, range(start, start + n), self.without_results)
 
 
+class CountedSource(Source):
+    """A benchmark with a table: task -> its edits, and those that can be judged."""
+
+    def __init__(self, counts: dict[str, tuple[int, int]]) -> None:
+        super().__init__()
+        self.counts = counts
+
+    def count(self, task: str, split: str) -> EditCounts:
+        return EditCounts(*self.counts[task])
+
+    def check(self, task: str, split: str, n: int) -> None:
+        if n > self.counts[task][1]:
+            raise ValueError(f"want {n} edits of {task}")
+
+
 class InvertingSystems(Systems):
     """The system `true_task` inverts the image, and adds the seed to a pixel."""
 
@@ -133,17 +150,27 @@ def test_a_stopped_evaluation_makes_only_the_edits_that_were_not_stored(
     source = Source()
     assert evaluate(tmp_path / "stopped", monkeypatch, 4, source, **values) == uninterrupted
     assert source.calls == [("add", 8, 2)]
-    assert "evaluation: 18/20 edits" in capsys.readouterr().err
+    progress = capsys.readouterr().err
+    assert "evaluation: 18/20 edits" in progress
+    assert "evaluation: 20/20 edits, 100%" in progress, "also of a system that reports no steps"
 
 
 @pytest.mark.slow
 def test_a_benchmark_with_too_few_edits_is_refused_before_any_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class CountedSource(Source):
-        def check(self, task: str, split: str, n: int) -> None:
-            if task == "add":
-                raise ValueError(f"want {n} edits of {task}")
-
-    source = CountedSource()
+    source = CountedSource({"remove": (N, N), "add": (N, N - 1)})
     with pytest.raises(ValueError, match=f"want {N} edits of add"):
         evaluate(tmp_path, monkeypatch, 64, source)
     assert not source.calls
+
+
+@pytest.mark.slow
+def test_all_edits_of_each_task_are_measured_without_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = CountedSource({"remove": (9, 7), "add": (4, 4)})
+    files = evaluate(tmp_path, monkeypatch, 5, source, systems=("true_task",), n_edits=None)
+    assert source.calls == [("remove", 0, 5), ("remove", 5, 2), ("add", 0, 4)]
+    metrics = json.loads(files["metrics.json"])
+    assert metrics["edits"] == {
+        "remove": {"in_table": 9, "usable": 7, "measured": 7},
+        "add": {"in_table": 4, "usable": 4, "measured": 4},
+    }
+    assert metrics["note"] == "left out, with equal captions and no result: 2 of 9 edits of remove"

@@ -53,14 +53,14 @@ class AttentionMapControl(HookedAttnProcessor):
 
         `source_row` int64 [R]: row of each row's source; a source points at itself. `max_self_tokens` int64 [R]: self-attention
         uses the source's queries and keys in layers of at most this many tokens; 0: in no layer.
-        `first_text_row`: the first row with text. Maps of cross-attention layers are recorded if their number of tokens is in
-        `recorded_sizes`. `map_edits` None: cross-attention maps are unchanged.
+        `first_text_row`: the first row with text. Maps of cross-attention layers are recorded, as edited, if their number of
+        tokens is in `recorded_sizes`. `map_edits` None: cross-attention maps are unchanged.
         """
         self.source_row, self.max_self_tokens, self.first_text_row = source_row, max_self_tokens, first_text_row
         self.recorded_sizes, self.map_edits = recorded_sizes, map_edits
 
     def mean_map(self, n_tokens: int) -> Tensor:
-        """Mean of the unedited maps over layers with this many tokens, heads and forward passes, [R', N, L].
+        """Mean of the edited maps over layers with this many tokens, heads and forward passes, [R', N, L].
 
         Raises ValueError if no such layer was recorded.
         """
@@ -108,18 +108,20 @@ class AttentionMapControl(HookedAttnProcessor):
         return (self._edit_maps(scores.softmax(-1)).to(value.dtype) @ value).to(query.dtype)
 
     def _edit_maps(self, P: Tensor) -> Tensor:
-        """Record the maps P [R', heads, N, L] of the rows with text, then apply `map_edits`."""
+        """Apply `map_edits` to the maps P [R', heads, N, L] of the rows with text, then record them.
+
+        The authors' code stores the maps before the edit, but as a view of the tensor that is then edited in place.
+        """
+        if (edits := self.map_edits) is not None:
+            rows, source_rows = ((row - self.first_text_row).to(P.device) for row in (edits.rows, edits.source_rows))
+            A, target_weight = edits.A[:, None].to(P), edits.target_weight[:, None, None].to(P)
+            edited = P[source_rows] @ A + P[rows] * target_weight
+            P = P.index_copy(0, rows, edited.to(P.dtype))
         n_tokens = P.shape[2]
         if n_tokens in self.recorded_sizes:
             total, n_maps = self._recorded.get(n_tokens, (torch.zeros((), device=P.device), 0))
             self._recorded[n_tokens] = (total + P.mean(1).float(), n_maps + 1)
-        edits = self.map_edits
-        if edits is None:
-            return P
-        rows, source_rows = ((row - self.first_text_row).to(P.device) for row in (edits.rows, edits.source_rows))
-        A, target_weight = edits.A[:, None].to(P), edits.target_weight[:, None, None].to(P)
-        edited = P[source_rows] @ A + P[rows] * target_weight
-        return P.index_copy(0, rows, edited.to(P.dtype))
+        return P
 
 
 @contextmanager

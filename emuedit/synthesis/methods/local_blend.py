@@ -1,6 +1,6 @@
 """LocalBlend of Prompt-to-Prompt (Hertz et al., arXiv 2208.01626): change the latents only near the changed words.
 
-The details (3 x 3 max-pool, a threshold relative to the maximum) follow the authors' code.
+The details (3 x 3 max-pool, a threshold relative to the maximum, the maps as edited) follow the authors' code.
 
 Shapes: N tokens of a layer, L tokens of a caption, C latent channels, h and w the height and width of the latents.
 """

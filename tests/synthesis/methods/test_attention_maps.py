@@ -88,7 +88,7 @@ def test_edited_maps_follow_the_formula_of_the_paper() -> None:
     P_s, P_t = (attention_map(attn, x[row], context[row]) for row in (2, 3))
     P = P_s @ A[0] + P_t * target_weight[0]
     assert_close(edited[3], attend(attn, P, context[3]), rtol=1e-4, atol=1e-6)
-    assert_close(control.mean_map(6), torch.stack([P_s, P_t]).mean(1), rtol=1e-5, atol=1e-6)  # recorded before the edit
+    assert_close(control.mean_map(6), torch.stack([P_s, P]).mean(1), rtol=1e-5, atol=1e-6)  # recorded after the edit
 
 
 def test_explicit_maps_in_float16_do_not_overflow() -> None:

@@ -43,6 +43,11 @@ def working_size(height: int, width: int, resolution_px: int, grid_px: int) -> t
     return h, w
 
 
+def working_size_of(sampler: EditSampler, settings: EditSettings, height: int, width: int) -> tuple[int, int]:
+    """The size (h, w) in px at which this editor edits an image with these settings, see `working_size`."""
+    return working_size(height, width, settings.resolution or sampler.resolution_px, sampler.grid_px)
+
+
 def edit_any_size(
     sampler: EditSampler,
     images: Tensor,
@@ -58,8 +63,7 @@ def edit_any_size(
     shifts are those of the first edit.
     """
     height, width = images.shape[-2:]
-    resolution_px = settings.resolution or sampler.resolution_px
-    size = working_size(height, width, resolution_px, sampler.grid_px)
+    size = working_size_of(sampler, settings, height, width)
     if size == (height, width):
         return sampler.sample(images, instructions, tasks, settings, seeds, options)
     before = torch.cat([compositing.shrink(image[None], *size) for image in images.float().cpu()])
@@ -68,7 +72,9 @@ def edit_any_size(
     for row, image in enumerate(images.float().cpu()[:, None]):
         task = find_task(tasks[row])
         edit = (before[row : row + 1], small.images[row : row + 1])
-        window = _find_window(*edit, image.shape[-2:], resolution_px) if settings.crop and edits_an_object(tasks[row]) else None
+        window = None
+        if settings.crop and edits_an_object(tasks[row]):
+            window = _find_window(*edit, image.shape[-2:], settings.resolution or sampler.resolution_px)
         if window is None:
             keeps_detail = task is not None and task.keeps_detail
             results.append(compositing.enlarge_edit(image, *edit, keeps_detail, changes_whole_image(tasks[row])))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from emuedit.editing.any_size import _find_window, edit_any_size, working_size
+from emuedit.editor.any_size import _find_window, edit_any_size, working_size
 from emuedit.editor.sampling_options import Edited, SamplingOptions
 from emuedit.editor.settings import EditSettings
 

@@ -41,6 +41,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, Any]]:
     monkeypatch.setattr("emuedit.models.clip.load", load)
     monkeypatch.setattr("emuedit.models.dino.load", load)
     monkeypatch.setattr("emuedit.runtime._present_devices", lambda: ("cuda", "cpu"))
+    monkeypatch.setattr("emuedit.runtime._auto_dtype", lambda device: "float32")
     return calls
 
 

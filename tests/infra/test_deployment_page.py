@@ -90,3 +90,13 @@ def test_a_paused_automation_is_resumed_when_prefect_has_forgotten_the_heartbeat
     assert automation.trigger.within + PREFECT_EVENTS_EXPIRED_BUCKET_BUFFER.value() < timedelta(minutes=int(minutes))  # type: ignore[union-attr]
     for command in (pause, resume):
         assert "name" in signature(command).parameters, "want them to take a name"
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
+def test_prose_fits_into_120_columns(page: Path) -> None:
+    in_code, wide = False, []
+    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), start=1):
+        in_code ^= line.lstrip().startswith("```")
+        if len(line) > 120 and not in_code and not line.lstrip().startswith("|"):
+            wide.append(number)
+    assert not wide, f"want lines of at most 120 characters, got longer ones: {wide}"

@@ -25,7 +25,7 @@ def picture_grid(
     title: str = "",
     marks: tuple[str, Sequence[bool]] | None = None,
 ) -> Image.Image:
-    """Draw rows of N images uint8 `[H, W, 3]` of any sizes, with a caption of at most `lines` lines below each column.
+    """Draw rows of N images uint8 `[H, W, 3]` of any sizes, with a caption of at most `lines` lines below each column, wrapped.
 
     `marks`: row name -> N bools; True draws a green frame, False a red one.
     """
@@ -35,7 +35,9 @@ def picture_grid(
     top, step = _TITLE_HEIGHT_PX if title else PAD_PX, CELL_PX + PAD_PX
     n_columns = len(captions)
     captions_top = top + len(rows) * step
-    size = (left + n_columns * step + PAD_PX, captions_top + lines * _CAPTION_LINE_PX + PAD_PX)
+    texts = [_wrap_caption(caption, lines, small_font) for caption in captions]
+    n_lines = max((text.count("\n") + 1 for text in texts), default=1)
+    size = (left + n_columns * step + PAD_PX, captions_top + n_lines * _CAPTION_LINE_PX + PAD_PX)
     sheet = Image.new("RGB", size, BACKGROUND_COLOR)
     draw = ImageDraw.Draw(sheet)
     draw.text((PAD_PX, PAD_PX), drawable(title), TEXT_COLOR, title_font)
@@ -48,8 +50,7 @@ def picture_grid(
             if marks and marks[0] == row_name:
                 color = GOOD_COLOR if marks[1][column_index] else BAD_COLOR
                 draw.rectangle((x - 3, y - 3, x + CELL_PX + 2, y + CELL_PX + 2), outline=color, width=3)
-    for column_index, caption in enumerate(captions):
-        text = _wrap_caption(caption, lines, small_font)
+    for column_index, text in enumerate(texts):
         draw.multiline_text((left + column_index * step, captions_top), text, TEXT_COLOR, small_font, spacing=2)
     return sheet
 
@@ -68,7 +69,7 @@ def _wrap_caption(caption: str, lines: int, font: Font) -> str:
     """Wrap the caption to at most `lines` lines of the cell's width; a truncated one ends in an ellipsis."""
     caption = drawable(caption)
     for n_chars in range(CELL_PX, 0, -1):
-        wrapped = textwrap.wrap(caption, n_chars)
+        wrapped = [line for paragraph in caption.splitlines() for line in textwrap.wrap(paragraph, n_chars)]
         if len(wrapped) > lines:
             wrapped = [*wrapped[: lines - 1], wrapped[lines - 1][: max(n_chars - 2, 1)] + "…"]
         if all(font.getlength(line) <= CELL_PX for line in wrapped):

@@ -92,7 +92,7 @@ Imported pairs have separate filters and are part of the data. `emuedit export` 
 {rows}
 """
 _COUNTS_BESIDE_REASONS = ("pairs", "kept", "kept_instructions", "reassigned")
-_CAPTION_LINES = 14
+_CAPTION_LINES = 20
 _ROWS_PER_READ = 16  # pairs in memory at a time
 _PICTURE_COLUMNS = ("source", "target", "mask")
 
@@ -191,9 +191,9 @@ def _draw_sheet(task: str, examples: list[CardExample]) -> Any:
 
 def _format_caption(example: CardExample) -> str:
     verdict = example.verdict
-    outcome = "KEPT" if verdict.kept else "REJECTED: " + ", ".join(verdict.reasons)
-    scores = (f"{name}={'none' if value is None else f'{value:.3f}'}" for name, value in sorted(verdict.scores.items()))
-    return f"{example.instruction} {outcome} {' '.join(scores)}"
+    outcome = "kept" if verdict.kept else f"rejected: {', '.join(verdict.reasons)}"
+    scores = (f"{'none' if value is None else f'{value:.2f}'} {name}" for name, value in sorted(verdict.scores.items()))
+    return "\n".join((example.instruction, outcome.replace("_", " "), *(score.replace("_", " ") for score in scores)))
 
 
 def render_card(

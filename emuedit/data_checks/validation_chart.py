@@ -22,7 +22,8 @@ def draw(
     tasks: Sequence[TaskRow], histograms: Sequence[Histogram], drift: Sequence[CheckResult], reference: Reference
 ) -> Image.Image:
     """Draw three stacked panels, WIDTH_PX wide. `histograms`: (name, words -> texts, the reference's words -> texts)."""
-    heights = [(len(tasks) + 2) * ROW_PX, len(histograms) * (_HISTOGRAM_PX + 3 * ROW_PX), (len(drift) + 3) * ROW_PX]
+    n_drift = 0 if reference.profile is None else len(drift) + 2
+    heights = [(len(tasks) + 2) * ROW_PX, len(histograms) * (_HISTOGRAM_PX + 3 * ROW_PX), (n_drift + 1) * ROW_PX]
     image = Image.new("RGB", (WIDTH_PX, 2 * PAD_PX + sum(heights)), BACKGROUND_COLOR)
     canvas = ImageDraw.Draw(image)
     y = PAD_PX
@@ -65,7 +66,8 @@ def _draw_tasks(canvas: ImageDraw.ImageDraw, tasks: Sequence[TaskRow], y: int) -
 
 def _draw_histogram(canvas: ImageDraw.ImageDraw, histogram: Histogram, y: int) -> None:
     name, counts, former = histogram
-    _title(canvas, y, f"Texts by {name}", [("these", GOOD_COLOR), *([("reference", _REFERENCE_COLOR)] if former else [])])
+    legend = [("kept pairs", GOOD_COLOR), ("reference", _REFERENCE_COLOR)] if former else []
+    _title(canvas, y, f"{name} by number of words", legend)
     longest = max((int(n) for n in [*counts, *(former or ())]), default=1)
     n_per_bin = longest // _MAX_BINS + 1
     bins, former_bins = (_bin(c, n_per_bin, longest) for c in (counts, former or {}))

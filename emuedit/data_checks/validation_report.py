@@ -82,7 +82,7 @@ def write(folder: Path, data: ReportedData, results: Sequence[CheckResult]) -> N
     }  # fmt: skip
     (folder / JSON_FILE).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     profile, former = data.profile, data.reference.profile
-    lengths = {"words of an instruction": profile.instruction_lengths, "words of a caption": profile.caption_lengths}
+    lengths = {"Instructions": profile.instruction_lengths, "Captions": profile.caption_lengths}
     former_lengths = [former.instruction_lengths, former.caption_lengths] if former else [None, None]
     histograms = [(name, counts, other) for (name, counts), other in zip(lengths.items(), former_lengths, strict=True)]
     drift = [result for result in results if result.name in ("new_words", "task_drift", "picture_drift")]

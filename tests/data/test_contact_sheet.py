@@ -26,6 +26,12 @@ def test_a_caption_does_not_reach_the_next_column(caption: str) -> None:
     assert x.max() < left + CELL_PX + PAD_PX
 
 
+def test_lines_of_a_caption_stay_lines_and_a_sheet_is_as_high_as_its_text() -> None:
+    white = np.full((1, 64, 64, 3), 255, np.uint8)
+    one, two, wrapped = (picture_grid([("", white)], [text], lines=9).height for text in ("a b", "a\nb", LONG))
+    assert one < two < wrapped
+
+
 @pytest.mark.parametrize("name", ["ours", "InstructPix2Pix, 20 steps"])
 def test_the_name_of_a_row_is_drawn_whole(name: str) -> None:
     """The images covered all but the first 60 pixels of it."""

@@ -89,10 +89,10 @@ def run(folder: Path, task: str, method: str, n: int, seed: int, quick: bool) ->
     threshold = None
     if method != "zero_shot":
         pictures = (examples.before[n:], examples.exact[n:])
-        threshold = choose_change_threshold(sampler, learned, *pictures, texts, edit_settings)
-    sampler.add_task("new", learned.v, learned.adapter, threshold)
+        threshold = choose_change_threshold(sampler, task, learned, *pictures, texts, edit_settings)
+    sampler.add_task(task, learned.v, learned.adapter, threshold)
     seconds = time.perf_counter() - start
-    output = make_edits(sampler, test, ["new"] * len(test.instructions), edit_settings, list(range(len(test.instructions))))
+    output = make_edits(sampler, test, [task] * len(test.instructions), edit_settings, list(range(len(test.instructions))))
     success = test.judge(output).success
     figures = {
         "success": float(success.mean()), "n_edits": len(success), "seconds": round(seconds, 1), "start": learned.start,

@@ -70,6 +70,7 @@ def learn(editor: Editor, examples: Sequence[ExampleEdit], settings: InversionSe
     learned = invert(sampler, *batches, settings)
     change_threshold = choose_change_threshold(
         sampler,
+        settings.task,
         learned,
         before=pictures.before[split.held_out],
         after=pictures.after[split.held_out],

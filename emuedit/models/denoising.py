@@ -6,7 +6,6 @@ Shapes: B samples, C latent channels, h and w the height and width of the latent
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,16 +25,20 @@ class Denoiser:
     """A new scheduler with its timesteps set, and one CPU generator per sample if its step draws noise.
 
     The pipeline's scheduler is never stepped: some keep a history, which would leak from one call into the
-    next. Raises ValueError for a scheduler that combines epsilon-prediction with zero terminal SNR, and for a number of steps
-    with a timestep that is not among the scheduler's training timesteps.
+    next. n steps of flow matching are at u = 1, (n - 1) / n, ..., 1 / n, which the scheduler shifts once (Esser et al.,
+    arXiv 2403.03206, Eq. 23). Raises ValueError for a scheduler that combines epsilon-prediction with zero terminal SNR, and for
+    a number of steps with a timestep that is not among the scheduler's training timesteps.
     """
 
     def __init__(self, scheduler: Any, steps: int, device: torch.device, generators: Sequence[torch.Generator] = ()) -> None:
         objective.check_terminal_snr(scheduler)
         self.prediction_type = objective.prediction_type_of(scheduler)
         self.scheduler = type(scheduler).from_config(scheduler.config)
-        self.scheduler.set_timesteps(steps, device=device)
-        if self.prediction_type != "flow":  # whose timesteps are continuous, in (0, num_train_timesteps]
+        if self.prediction_type == "flow":  # whose timesteps are continuous, in (0, num_train_timesteps]
+            # by default diffusers shifts twice, and its last step covers only 1 / num_train_timesteps of the path
+            self.scheduler.set_timesteps(sigmas=[1 - step / steps for step in range(steps)], device=device)
+        else:
+            self.scheduler.set_timesteps(steps, device=device)
             _keep_trained_timesteps(self.scheduler, steps)
         self.generators = list(generators)
         self.draws_noise = "generator" in inspect.signature(self.scheduler.step).parameters
@@ -121,17 +124,17 @@ def size_conditions(
 
     The size conditions are: original height and width, top and left of the crop, target height and width, in px
     (arXiv 2307.01952, section 2.2). `sizes` [B, 6] are given explicitly; None: uncropped images of the size of z_t.
-    native_px: side of a square with the area of the base model's training images. Smaller images, such as generated pairs of a
-    training at a smaller size, were downscaled from that area; SDXL associates small originals with blurred images. Raises
-    ValueError for sizes of another shape.
+    native_px: side of a square with the area of the base model's training images. A smaller original counts as one of that area,
+    in training and in edits: SDXL associates small originals with blurred images. Raises ValueError for sizes of another shape.
     """
     if pooled is None:
         return None
     if sizes is None:
         height, width = z_t.shape[-2] * factor, z_t.shape[-1] * factor
-        scale = max(1.0, native_px / math.sqrt(height * width))
-        original = round(height * scale), round(width * scale)
-        sizes = torch.tensor([*original, 0, 0, height, width], device=z_t.device, dtype=torch.float32).repeat(len(z_t), 1)
+        sizes = torch.tensor([height, width, 0, 0, height, width], device=z_t.device).repeat(len(z_t), 1)
     if sizes.shape != (len(z_t), 6):
         raise ValueError(f"want size conditions of the shape {(len(z_t), 6)}, one row per sample; got {tuple(sizes.shape)}")
-    return {"text_embeds": pooled.to(dtype), "time_ids": sizes.to(z_t.device, torch.float32)}  # bfloat16 rounds 903 to 904
+    sizes = sizes.to(z_t.device, torch.float32)  # bfloat16 rounds 903 to 904
+    original = sizes[:, :2]
+    scale = (native_px / original.prod(1, keepdim=True).sqrt()).clamp(min=1)
+    return {"text_embeds": pooled.to(dtype), "time_ids": torch.cat([(original * scale).round(), sizes[:, 2:]], 1)}

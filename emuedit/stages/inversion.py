@@ -104,6 +104,7 @@ def _choose_threshold(sampler: EditSampler, learned: LearnedTask, edits: Benchma
     held_out = slice(params.n_examples, None)
     return choose_change_threshold(
         sampler,
+        params.task,
         learned,
         before=edits.before[held_out],
         after=_results(edits)[held_out],

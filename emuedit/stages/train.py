@@ -197,6 +197,7 @@ def _encode_pairs(
     pairs = TrainingPairs(folders, root / DATASET, start.replay)
     tasks = training_checks.tasks_to_train(pairs, params.held_out_share)
     net, parts = start.editor(tasks, params.task_embedding_dim, params.change_mask, params.seed)
+    training_checks.check_average(params, start, parts.scheduler)
     buckets = AspectBuckets.for_base_model(parts, params.resolution, params.max_aspect_ratio)
     untrained = TrainableEditor(net, parts, params)
     _check_editor(untrained, params, processes, buckets, tasks)

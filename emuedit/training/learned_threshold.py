@@ -24,6 +24,7 @@ MAX_LOSS = 0.005
 
 def choose_change_threshold(
     sampler: EditSampler,
+    task: str,
     learned: LearnedTask,
     before: Pixels,
     after: Pixels,
@@ -34,29 +35,30 @@ def choose_change_threshold(
 
     A candidate with which the pixels that the results change are farther from them by more than MAX_LOSS is not considered: an
     inaccurate edit is nearer to the result where it is suppressed. None if no candidate is better than the threshold of the
-    settings, and if that is 0 (off). before, after: images of the examples, uint8 [N, H, W, 3]. Each example is edited once, with
-    the seeds of `EditSampler.sample`; the sampler is not changed.
+    settings, and if that is 0 (off). task: the name that the learned task will have; tasks that change the whole image, such as
+    contour, ignore the threshold of the settings. before, after: images of the examples, uint8 [N, H, W, 3]. Each example is
+    edited once, with the seeds of `EditSampler.sample`; the sampler is not changed.
     """
     if settings.change_threshold == 0:
         return None
     images, results = image_tensors.from_uint8(before), image_tensors.from_uint8(after)
     changes = ((results - images).abs() / 2 > MIN_CHANGE).any(1)  # [N, H, W]
-    thresholds, name = (0.0, *CANDIDATES), "learned task"  # no task has a name with a space
+    thresholds = (0.0, *CANDIDATES)
     distances, of_changed = torch.zeros(2, len(thresholds), dtype=torch.float64)
-    sampler.add_task(name, learned.v, learned.adapter)
+    sampler.add_task(task, learned.v, learned.adapter)
     try:
         seeds = range(settings.seed, settings.seed + len(images))
-        for rows, edit in sampler.raw_edits(images, instructions, [name] * len(images), settings, seeds):
+        for rows, edit in sampler.raw_edits(images, instructions, [task] * len(images), settings, seeds):
             for number, alpha in enumerate(thresholds):
                 weight = preservation.edit_weight(
-                    images[rows], edit, [name] * len(rows), settings, sampler.parts.factor, {name: alpha}
+                    images[rows], edit, [task] * len(rows), settings, sampler.parts.factor, {task: alpha}
                 )
                 edited = compositing.blend(images[rows], edit.image, weight)
                 distance = (edited - results[rows]).abs().mean(1) / 2  # [n, H, W]
                 distances[number] += distance.sum()
                 of_changed[number] += distance[changes[rows]].sum()
     finally:
-        sampler.remove_task(name)
+        sampler.remove_task(task)
     loses = (of_changed - of_changed[0]) / changes.sum().clamp(min=1) > MAX_LOSS
     best = int(distances.masked_fill(loses, torch.inf).argmin())
     return thresholds[best] if best else None

@@ -155,6 +155,15 @@ class LossParts(NamedTuple):
         return self.denoising if self.change_mask is None else self.denoising + weights.change_loss_weight * self.change_mask
 
 
+def refuse_min_snr(min_snr_gamma: float | None, setting: str, advice: str) -> None:
+    """Raise ValueError if min-SNR weights timesteps although, with this `setting`, the last one is pure noise."""
+    if min_snr_gamma is not None:
+        raise ValueError(
+            f"want min_snr_gamma null with {setting}, got {min_snr_gamma}: the pure-noise step, with which every edit "
+            f"starts, would have no weight; {advice}"
+        )
+
+
 def loss_parts(
     net: EditorUNet,
     scheduler: Any,

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from emuedit import config
 from emuedit.models.objective import Objective
 from emuedit.training.lora import LAYERS_WITH_NEW_INPUTS, LoraSettings
-from emuedit.training.loss import ConditionDropout, LossWeights
+from emuedit.training.loss import ConditionDropout, LossWeights, refuse_min_snr
 from emuedit.training.optim.lr_schedule import Decay, LrSchedule
 from emuedit.training.optim.optimizers import OptimizerName
 from emuedit.training.presets import with_preset
@@ -128,11 +128,7 @@ class TrainSettings(config.Params):
 
     def refuse_min_snr(self, setting: str) -> None:
         """Raise ValueError if min-SNR weights timesteps although, with this `setting`, the last one is pure noise."""
-        if self.min_snr_gamma is not None:
-            raise ValueError(
-                f"want min_snr_gamma null with {setting}, got {self.min_snr_gamma}: the pure-noise step, with which every edit "
-                "starts, would have no weight; set train.min_snr_gamma to null (a preset may have set it)"
-            )
+        refuse_min_snr(self.min_snr_gamma, setting, "set train.min_snr_gamma to null (a preset may have set it)")
 
     def ignored_loss_weights(self) -> dict[str, float]:
         """The loss weights by region that have no effect, because there is no change-mask head."""

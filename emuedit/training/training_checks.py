@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+from emuedit.models.objective import prediction_type_of
 from emuedit.tasks import ALL_TASKS
 from emuedit.training.batches.aspect_buckets import AspectBuckets
 from emuedit.training.batches.kept_pairs import TrainingPairs
@@ -34,6 +36,17 @@ def check_settings(settings: TrainSettings, start: StartingPoint, processes: Tra
         raise StartError(
             f"want train.loss_weights.change_loss_weight above 0 with change_mask true and start {start.reference}, got 0: an "
             "untrained head blends half of the source into every edit; set it to 0.5, or set train.change_mask to false"
+        )
+
+
+def check_average(settings: TrainSettings, start: StartingPoint, scheduler: Any) -> None:
+    """Raise StartError if `start_share` would average networks of different prediction types. scheduler: that of the start."""
+    before = prediction_type_of(scheduler)
+    if start.is_editor and settings.start_share and settings.objective not in ("base", before):
+        raise StartError(
+            f"want train.objective base or {before}, that of the start {start.reference}, with train.start_share "
+            f"{settings.start_share:g}, got {settings.objective}: an average of two prediction types is neither; set "
+            "train.start_share to 0"
         )
 
 

@@ -28,8 +28,8 @@ def test_a_caption_does_not_reach_the_next_column(caption: str) -> None:
 
 def test_lines_of_a_caption_stay_lines_and_a_sheet_is_as_high_as_its_text() -> None:
     white = np.full((1, 64, 64, 3), 255, np.uint8)
-    one, two, wrapped = (picture_grid([("", white)], [text], lines=9).height for text in ("a b", "a\nb", LONG))
-    assert one < two < wrapped
+    single, double, wrapped = (picture_grid([("", white)], [text], lines=9).height for text in ("a b", "a\nb", LONG))
+    assert single < double < wrapped
 
 
 @pytest.mark.parametrize("name", ["ours", "InstructPix2Pix, 20 steps"])

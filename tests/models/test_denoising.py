@@ -16,7 +16,8 @@ from diffusers import (
 )
 
 from emuedit.core import diffusion
-from emuedit.models.denoising import Denoiser
+from emuedit.models.denoising import Denoiser, size_conditions
+from emuedit.models.objective import training_timesteps
 
 BETAS: dict[str, Any] = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
 TRAILING: dict[str, Any] = BETAS | {"timestep_spacing": "trailing"}
@@ -112,3 +113,40 @@ def test_flow_has_continuous_timesteps() -> None:
     timesteps = Denoiser(FlowMatchEulerDiscreteScheduler(), 61, CPU).timesteps
     assert len(timesteps) == 61
     assert timesteps[0] == 1000
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_the_steps_of_flow_have_equal_lengths_before_one_shift(shift: float) -> None:
+    """The last of four steps covered 0.1 % of the path, so three steps drew the image; and a shift was applied twice."""
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+    u = torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0])
+    want = shift * u / (1 + (shift - 1) * u)
+    denoiser = Denoiser(scheduler, 4, CPU)
+    torch.testing.assert_close(denoiser.scheduler.sigmas, want)
+    torch.testing.assert_close(denoiser.timesteps, 1000 * want[:-1])
+    trained = training_timesteps(scheduler, torch.tensor([999, 749, 499, 249]))
+    torch.testing.assert_close(denoiser.timesteps, trained)
+    for steps in (1, 4, 1000):
+        assert len(Denoiser(scheduler, steps, CPU).timesteps) == steps
+    assert error_of_perfect_network(scheduler, 4) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("size", "native_px"), [((512, 512), 1024.0), ((448, 576), 1024.0), ((512, 512), 512.0), ((1024, 1024), 0.0)]
+)
+def test_a_pair_has_the_size_conditions_of_an_edit_of_its_size(size: tuple[int, int], native_px: float) -> None:
+    """A pair of 512 px was trained as a small original, and edited as one of SDXL's 1024 px."""
+    z_t, pooled = torch.zeros(2, 4, size[0] // 8, size[1] // 8), torch.zeros(2, 6)
+
+    def time_ids(sizes: torch.Tensor | None) -> list[list[float]]:
+        conditions = size_conditions(pooled, z_t, 8, torch.float32, sizes, native_px)
+        assert conditions is not None
+        return conditions["time_ids"].tolist()
+
+    edit = time_ids(None)
+    scale = max(1.0, native_px / (size[0] * size[1]) ** 0.5)
+    assert edit[0] == [round(scale * size[0]), round(scale * size[1]), 0, 0, *size]
+    uncropped, cropped = [*size, 0, 0, *size], [*size, 3, 5, *size]
+    assert time_ids(torch.tensor([uncropped, cropped])) == [edit[0], [*edit[0][:2], 3, 5, *size]]
+    large = [2048, 1024, 0, 7, *size]
+    assert time_ids(torch.tensor([large, large])) == [large, large], "a larger original keeps its size"

@@ -15,7 +15,7 @@ from emuedit.editor.checkpoint import FrozenParts
 from emuedit.editor.sampling import EditSampler
 from emuedit.editor.settings import EditSettings
 from emuedit.metrics import benchmark
-from emuedit.models import text_to_image
+from emuedit.models import objective, text_to_image
 from emuedit.stages import MEMORY_ENV, describe, inversion
 from emuedit.stages.inversion import InversionError, InversionParams
 from emuedit.training.inversion_examples import encode_examples, select_examples
@@ -124,6 +124,9 @@ def test_the_loss_is_that_of_the_editors_training_but_for_what_the_params_name(
     published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(published / inversion.EDITOR, tmp_path / inversion.EDITOR)
+    scheduler = sampling.load(published / inversion.EDITOR).parts.scheduler
+    without_zero_snr = objective.on_same_betas(scheduler, (), rescale_betas_zero_snr=False)  # which min-SNR needs
+    without_zero_snr.save_pretrained(tmp_path / inversion.EDITOR / "scheduler")
     recorded = {"loss_weights": {"mask_balance": 0.9}, "dropout": {"text": 0.2}, "min_snr_gamma": 5.0}
     write_summary(tmp_path / inversion.EDITOR, "train", "key", recorded, {})
     used: list[InversionParams] = []

@@ -66,6 +66,11 @@ def run(root: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             StartError,
             "want train.change_mask true, as the editor base_editor was",
         ),
+        (
+            {"start": "base_editor", "objective": "sample", "start_share": 0.5},
+            StartError,
+            "want train.objective base or v_prediction, that of the start base_editor, .* got sample",
+        ),
         ({"loss_weights": {}}, StartError, r"want train\.loss_weights\.change_loss_weight above 0 with change_mask true"),
         ({"optimizer": "adamw_8bit"}, OptimizerError, "want a GPU for train.optimizer adamw_8bit, got cpu"),
         ({"cuda_graph": True}, TrainingError, "for train.cuda_graph, got the device cpu; set it to false"),
@@ -77,6 +82,11 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_encoded(
 ) -> None:
     with pytest.raises(error, match=message):
         run(**changes)
+
+
+def test_an_editor_is_continued_with_another_objective_if_it_is_not_averaged(run: Callable[..., None]) -> None:
+    with pytest.raises(EncodingBeginsError):
+        run(start="base_editor", objective="sample", start_share=0.0)
 
 
 def test_a_task_without_edits_for_a_preview_is_refused(run: Callable[..., None], tmp_path: Path) -> None:

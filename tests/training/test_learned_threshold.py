@@ -67,7 +67,7 @@ def test_a_task_that_keeps_objects_gets_a_threshold_above_the_error_of_redrawing
     before = scenes(3)
     draw(monkeypatch, sampler, on_white(before, redrawn=30))  # d = 2 * 30 / 255 = 0.24 in the objects
     tasks = sampler.tasks
-    threshold = choose_change_threshold(sampler, task, before, on_white(before), ["cut out"] * 3, SETTINGS)
+    threshold = choose_change_threshold(sampler, "cutout", task, before, on_white(before), ["cut out"] * 3, SETTINGS)
     assert threshold is not None
     assert 0.24 < threshold <= 0.6
     assert sampler.tasks == tasks
@@ -93,9 +93,29 @@ def test_a_task_that_changes_every_pixel_gets_none(
     before = scenes(2)
     dimmed = before - np.uint8(16)  # d = 0.19: every candidate above it keeps pixels that must change
     draw(monkeypatch, sampler, dimmed)
-    assert choose_change_threshold(sampler, task, before, dimmed, ["dim it"] * 2, SETTINGS) is None
+    assert choose_change_threshold(sampler, "cutout", task, before, dimmed, ["dim it"] * 2, SETTINGS) is None
     off = SETTINGS.model_copy(update={"change_threshold": 0.0})
-    assert choose_change_threshold(sampler, task, before, before, ["x"] * 2, off) is None
+    assert choose_change_threshold(sampler, "cutout", task, before, before, ["x"] * 2, off) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["contour", "outline"])
+def test_the_threshold_is_compared_with_the_edits_that_the_task_has_without_it(
+    name: str, learned: tuple[EditSampler, LearnedTask], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without one, a whole-image task such as contour keeps no pixel, and other tasks keep those that hardly change."""
+    sampler, task = learned
+    before = scenes(2)
+    draw(monkeypatch, sampler, before - np.uint8(2))  # d = 6 / 255 = 0.024, below the threshold of the settings
+    threshold = choose_change_threshold(sampler, name, task, before, before, ["draw it"] * 2, SETTINGS)
+    distances: dict[float | None, float] = {}
+    for alpha in (None, *CANDIDATES):
+        sampler.add_task(name, task.v, None, alpha)
+        edited = sampler.sample(image_tensors.from_uint8(before), ["draw it"] * 2, [name] * 2, SETTINGS).images
+        distances[alpha] = float((edited - image_tensors.from_uint8(before)).abs().mean())
+        sampler.remove_task(name)
+    assert threshold == min(distances, key=lambda alpha: distances[alpha])
+    assert (threshold is None) == (name == "outline")
 
 
 @pytest.mark.slow
@@ -108,7 +128,7 @@ def test_an_edit_is_not_suppressed_because_it_is_inaccurate(
     result, drawn = before.copy(), before.copy()
     result[:, 16, 4:28] = drawn[:, 17, 4:20] = drawn[:, 16, 20:28] = (190, 120, 120)
     draw(monkeypatch, sampler, drawn)
-    threshold = choose_change_threshold(sampler, task, before, result, ["draw a line"] * 2, SETTINGS)
+    threshold = choose_change_threshold(sampler, "cutout", task, before, result, ["draw a line"] * 2, SETTINGS)
     sampler.add_task("line", task.v, None, threshold)
     edited = sampler.sample(image_tensors.from_uint8(before), ["draw a line"] * 2, ["line"] * 2, SETTINGS)
     assert (image_tensors.to_uint8(edited.images)[:, 16, 22:26, 0] > 150).all(), "what is right stays"

@@ -8,7 +8,7 @@ import torch
 from emuedit.editor import sampling
 from emuedit.editor.sampling import EditSampler
 from emuedit.editor.settings import EditSettings
-from emuedit.models import image_tensors
+from emuedit.models import image_tensors, objective
 from emuedit.models.text_to_image import TextCondition
 from emuedit.tasks import ALL_TASKS
 from emuedit.training import inversion_examples, task_inversion
@@ -183,7 +183,11 @@ def test_learning_leaves_the_editor_as_it_was(editor: EditSampler, samples: Batc
 
 
 @pytest.mark.slow
-def test_the_loss_is_weighted_by_min_snr(editor: EditSampler, samples: Batch) -> None:
+def test_the_loss_is_weighted_by_min_snr_if_the_noise_schedule_does_not_end_in_noise(editor: EditSampler, samples: Batch) -> None:
+    """Else the step with which every edit starts has no weight; a training refuses it, too."""
+    with pytest.raises(ValueError, match=r"want min_snr_gamma null with the noise .* got 5.0: .*; set inversion.min_snr_gamma"):
+        learn(editor, samples, steps=0, min_snr_gamma=5.0)
+    editor.parts.scheduler = objective.on_same_betas(editor.parts.scheduler, (), rescale_betas_zero_snr=False)
     weighted, unlimited, plain = (learn(editor, samples, steps=0, min_snr_gamma=gamma).loss for gamma in (1e-3, 1e6, None))
     assert weighted < 0.5 * unlimited
     assert plain != unlimited

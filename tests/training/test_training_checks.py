@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from diffusers import DDIMScheduler
 
 from emuedit.models.text_to_image import TextToImageModel
 from emuedit.training import training_checks
@@ -71,6 +72,21 @@ def test_a_change_mask_head_that_would_stay_untrained_is_refused(capsys: Any) ->
     assert capsys.readouterr().out == (
         "train: change_mask is false, so these loss_weights have no effect: change_loss_weight 0.5\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("start_type", "objective"), [("epsilon", "v_prediction"), ("v_prediction", "sample"), ("epsilon", "flow")]
+)
+def test_networks_of_different_prediction_types_are_not_averaged(start_type: str, objective: str) -> None:
+    """Half of each was published, which is no network of either."""
+    averaged, scheduler = {"objective": objective, "start_share": 0.5}, DDIMScheduler(prediction_type=start_type)
+    message = f"want train.objective base or {start_type}, .* base_editor, .*0.5, got {objective}: .*; set train.start_share to 0"
+    with pytest.raises(StartError, match=message):
+        training_checks.check_average(settings(**averaged), FROM_EDITOR, scheduler)
+    training_checks.check_average(settings(objective=objective, start_share=0.0), FROM_EDITOR, scheduler)
+    training_checks.check_average(settings(**averaged), FROM_BASE, scheduler)  # which is not averaged
+    for same in ("base", start_type):
+        training_checks.check_average(settings(objective=same, start_share=0.5), FROM_EDITOR, scheduler)
 
 
 @pytest.mark.parametrize("name", preset_names())

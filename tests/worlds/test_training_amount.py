@@ -46,3 +46,11 @@ def test_the_published_settings_are_for_many_pairs() -> None:
     assert small.lr == pytest.approx(1.25e-5, rel=0.05)
     assert (large.steps, large.batch_size, large.accumulation_steps, large.lr) == (10_000, 1024, 32, 1.0e-4)
     assert (large.batch_reason, large.lr_reason) == ("of the preset", "of the preset")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("n_pairs", [100, 1000, 20_000])
+def test_the_warm_up_is_a_small_part_of_the_training(preset: str, n_pairs: int) -> None:
+    """The 500 steps for few pairs were all of them warm-up."""
+    warmup_steps = read_yaml(FOLDER / f"{preset}.yaml").get("warmup_steps", 0)
+    assert warmup_steps <= training_amount.choose(preset, n_pairs).steps / 10

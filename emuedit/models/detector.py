@@ -47,7 +47,8 @@ class Detector:
         Each box is assigned to the phrase with the highest score. Boxes are clipped to the image, and empty boxes are
         dropped. `nms_iou` enables non-maximum suppression per phrase, with this IoU threshold: OWL-ViT and OWLv2
         propose one box per patch and need it (about 0.5), Grounding DINO does not. A phrase without tokens, such as "?", gets no
-        boxes. Raises ValueError for a blank phrase and for unequal numbers of lists and images.
+        boxes; of one with more tokens than the network reads, the first ones are used. Raises ValueError for a blank phrase and
+        for unequal numbers of lists and images.
         """
         if len(phrases) != len(images):
             raise ValueError(f"want one list of phrases per image, got {len(phrases)} for {len(images)} images")
@@ -86,6 +87,7 @@ class Detector:
         return [Detections(proposal["boxes"], proposal["scores"], proposal["labels"]) for proposal in proposals]
 
     def _propose_grounding_dino(self, images: list[torch.Tensor], queries: list[list[str]], threshold: float) -> list[Detections]:
+        queries = [[self._fit_prompt(phrase) for phrase in names] for names in queries]
         rows = [(image, group) for image, names in enumerate(queries) for group in self._prompt_groups(names)]
         prompts = [_build_prompt([queries[image][k] for k in group]) for image, group in rows]
         phrase_tokens = [self._find_tokens(text, spans) for text, spans in prompts]
@@ -107,12 +109,12 @@ class Detector:
         return [_concatenate(image_parts) for image_parts in parts]
 
     def _prompt_groups(self, phrases: list[str]) -> list[list[int]]:
-        """Indices of the phrases in as few groups as fit into one prompt each. A too long phrase gets a separate group."""
+        """Indices of the phrases, each of which fits into a prompt, in as few groups as fit into one prompt each."""
         room = self.model.config.max_text_len - 2  # for [CLS] and [SEP]
         groups: list[list[int]] = []
         free = 0
         for index, phrase in enumerate(phrases):
-            n_tokens = len(self.processor.tokenizer(_clean_phrase(phrase) + ".", add_special_tokens=False)["input_ids"])
+            n_tokens = len(self.processor.tokenizer(phrase + ".", add_special_tokens=False)["input_ids"])
             if n_tokens > free:
                 groups.append([])
                 free = room
@@ -120,16 +122,19 @@ class Detector:
             free -= n_tokens
         return groups
 
+    def _fit_prompt(self, phrase: str) -> str:
+        """The phrase as it stands in a prompt, without the tokens that do not fit into one; OWL's processor cuts them, too."""
+        cleaned = _clean_phrase(phrase)
+        offsets = self.processor.tokenizer(cleaned, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        max_tokens = self.model.config.max_text_len - 3  # [CLS], the full stop and [SEP]
+        return cleaned if len(offsets) <= max_tokens else cleaned[: offsets[max_tokens - 1][1]]
+
     def _find_tokens(self, text: str, spans: list[tuple[int, int]]) -> list[list[int]]:
         """The positions of each phrase's tokens in the prompt; `spans` are the phrases' (start, stop) characters."""
         offsets = self.processor.tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
-        max_tokens = self.model.config.max_text_len
-        tokens = [
+        return [
             [k for k, (start, end) in enumerate(offsets) if start < stop and end > first and end > start] for first, stop in spans
         ]
-        if any(not positions for positions in tokens) or len(offsets) > max_tokens:
-            raise ValueError(f"a phrase must fit into {max_tokens} tokens and have at least one, got {text!r}; shorten it")
-        return tokens
 
 
 def load(name_or_path: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Detector:
@@ -145,13 +150,12 @@ def _clean_phrase(phrase: str) -> str:
 
 
 def _build_prompt(phrases: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
-    """Grounding DINO's prompt 'a. b.' and the span of characters of each phrase in it."""
+    """Grounding DINO's prompt 'a. b.' and the span of characters of each of the cleaned phrases in it."""
     text, spans = "", []
     for phrase in phrases:
-        cleaned = _clean_phrase(phrase)
         text += " " if text else ""
-        spans.append((len(text), len(text) + len(cleaned)))
-        text += cleaned + "."
+        spans.append((len(text), len(text) + len(phrase)))
+        text += phrase + "."
     return text, spans
 
 

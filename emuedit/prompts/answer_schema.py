@@ -15,6 +15,7 @@ from emuedit.tasks import Need, get_task
 Direction = Literal["to_map", "from_map"]
 
 ANSWER_KEYS = ("instruction", "original_object", "edited_object", "output_caption")
+_OBJECT_KEYS = ANSWER_KEYS[1:3]
 
 _REFUSAL = re.compile(r"\s*(i['’]?m sorry|i am sorry|sorry|i can(not|['’]t)|i won['’]t|i am unable|unfortunately)", re.IGNORECASE)
 CANNOT_EDIT_PREFIX = "I cannot:"
@@ -41,6 +42,9 @@ _CAPTION_PATTERN = r"^\S.{0,999}$"
 """Texts are single lines of at most 300 characters, captions and instructions that contain one of 1000, so that a caption of 60
 words is not cut (our own choice). The patterns bound the answers of a model on this machine. Endpoints do not get them: some
 reject every pattern, and others `\\S`."""
+
+_MAX_OBJECT_WORDS, _MAX_OBJECT_CHARS = 15, 100
+"""Of the name of an object. The prompt asks for two or three words that a detector understands; these bounds are our own."""
 
 
 @dataclass(frozen=True)
@@ -108,14 +112,14 @@ def parse_answer(
     model, also those that do not end. `is_cut`: the text ended at a limit of tokens; all of it may be thoughts, unless their end
     is in it or it begins with the object. Unknown keys are ignored. Line breaks in a text become spaces. A comma within the name
     of an object is removed, since commas separate names; only the objects of the task `background` are a list. Raises AnswerError
-    for no object or several, a missing or empty key, a lone surrogate, a refusal, an unchanged caption, and an instruction of
-    more than `max_words` words. The caption is not counted where it is repeated; in the direction `from_map` its number of words
-    is added to `max_words`.
+    for no object or several, a missing or empty key, a lone surrogate, a refusal, an unchanged caption, an object whose name has
+    more than 15 words or 100 characters, and an instruction of more than `max_words` words. The caption is not counted where it
+    is repeated; in the direction `from_map` its number of words is added to `max_words`.
     """
     values = _texts_of(_find_json_object(text, is_cut))
     _check_refusal(values["instruction"])
     if question.task != "background":
-        for key in ("original_object", "edited_object"):
+        for key in _OBJECT_KEYS:
             values[key] = " ".join(values[key].replace(",", " ").split())
     needs = _needs(question.task)
     for key, need in needs.items():
@@ -125,6 +129,8 @@ def parse_answer(
         raise AnswerError(
             "unknown_choice", f"'edited_object' must be one of {', '.join(choices)}; got {values['edited_object']!r}"
         )
+    for key in _OBJECT_KEYS:
+        _check_object(key, values[key])
     _check_change(values, question, max_words)
     return ProposedEdit(
         values["instruction"],
@@ -163,6 +169,18 @@ def _needs(task: str) -> dict[str, Need]:
     """Whether each key of the answer must have a text."""
     row = get_task(task)
     return dict(zip(ANSWER_KEYS, ("required", row.original_object, row.edited_object, "required"), strict=True))
+
+
+def _check_object(key: str, names: str) -> None:
+    """Raise AnswerError for a too long name; a background has several, separated by commas."""
+    for name in names.split(","):
+        n_words, n_chars = len(name.split()), len(name.strip())
+        if n_words > _MAX_OBJECT_WORDS or n_chars > _MAX_OBJECT_CHARS:
+            raise AnswerError(
+                "too_long",
+                f"a name in {key!r} has {n_words} words and {n_chars} characters; want two or three words, at most "
+                f"{_MAX_OBJECT_WORDS} words and {_MAX_OBJECT_CHARS} characters",
+            )
 
 
 def _check_change(values: dict[str, str], question: Question, max_words: int) -> None:

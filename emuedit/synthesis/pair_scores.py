@@ -12,11 +12,12 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from scipy.ndimage import find_objects, label
 from torch import Tensor
 
 from emuedit.core.registration import estimate_shift
 from emuedit.data.records import finite_or_none
-from emuedit.models import edit_similarity
+from emuedit.models import edit_similarity, model_sources
 from emuedit.models.clip import ClipScorer
 from emuedit.models.depth import DepthEstimator
 from emuedit.models.detector import Detector
@@ -25,6 +26,7 @@ from emuedit.synthesis import masks
 
 Scores = dict[str, float | None]
 _SHIFT_PX = 256
+_SCENERY_SHARE = 0.9
 
 
 @dataclass(frozen=True)
@@ -97,8 +99,8 @@ def score_pairs(images: Tensor, edits: Sequence[ScoredEdit], scorers: Scorers, b
 def object_left_in_mask(images: Tensor, edits: Sequence[ScoredEdit], detector: Detector, batch: int) -> edit_similarity.Column:
     """The score `object_left_in_mask` of N edits between images [P, 3, H, W]: remaining objects where there should be none.
 
-    It is the best score in the vacant image over all phrases of both captions, among boxes with at least half of their area in M
-    (above 0.5); 0 if there is none. None for edits without a vacant image or without a mask.
+    It is the best score in the vacant image over all phrases of both captions, among boxes at the place of the edit, see
+    `_are_in_mask`; 0 if there is none. None for edits without a vacant image or without a mask.
     """
     column: edit_similarity.Column = [None] * len(edits)
     checks = [(n, edit.vacant, edit.M) for n, edit in enumerate(edits) if edit.vacant is not None and edit.M is not None]
@@ -108,7 +110,7 @@ def object_left_in_mask(images: Tensor, edits: Sequence[ScoredEdit], detector: D
         phrases = [caption_phrases(f"{edits[n].source_caption}, {edits[n].target_caption}") for n, *_ in batch_checks]
         detections = detector.detect(batch_images, phrases, 0.0)
         for (n, _, M), boxes in zip(batch_checks, detections, strict=True):
-            inside = _share_inside(M[0] > 0.5, boxes.boxes_px) >= 0.5
+            inside = _are_in_mask(M[0] > 0.5, boxes.boxes_px)
             column[n] = float(boxes.scores[inside].max()) if inside.any() else 0.0
     return column
 
@@ -183,6 +185,26 @@ def _shrink(image: Tensor, scale: float) -> Tensor:
 def _weighted_mean(values: Tensor, weight: Tensor) -> float | None:
     total = float(weight.sum())
     return float((values * weight).sum()) / total if total > 0 else None
+
+
+def _are_in_mask(mask: Tensor, boxes_px: Tensor) -> Tensor:
+    """Which of K boxes are those of objects in a mask bool [H, W]; bool [K].
+
+    At least half of the box's area is in the mask, or its IoU with the bounding box of the mask, or of a connected part of it, is
+    at least 0.5: a leaning ladder fills a third of its box. Only the first rule applies to boxes of more than 0.9 of the image,
+    which are those of scenery. The rules and their bounds are ours.
+    """
+    iou = model_sources.import_library("torchvision.ops").box_iou(boxes_px, _bounding_boxes(mask))  # [K, R]
+    is_scenery = (boxes_px[:, 2:] - boxes_px[:, :2]).prod(1) > _SCENERY_SHARE * mask.numel()
+    return (_share_inside(mask, boxes_px) >= 0.5) | (iou >= 0.5).any(1) & ~is_scenery
+
+
+def _bounding_boxes(mask: Tensor) -> Tensor:
+    """The bounding boxes of a mask bool [H, W] and of its connected parts: float32 [R, 4], none for an empty mask."""
+    pixels = mask.cpu().numpy()
+    parts, _ = label(pixels, structure=[[1] * 3] * 3)
+    slices = [*find_objects(pixels.astype(int)), *find_objects(parts)]
+    return torch.tensor([[x.start, y.start, x.stop, y.stop] for y, x in slices], dtype=torch.float32).view(len(slices), 4)
 
 
 def _share_inside(mask: Tensor, boxes_px: Tensor) -> Tensor:

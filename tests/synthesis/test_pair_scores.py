@@ -172,6 +172,40 @@ def test_a_box_counts_as_inside_by_its_area() -> None:
     torch.testing.assert_close(shares, torch.tensor([100 / 2400, 1, 72 / 96, 0, 50 / 110], dtype=torch.float64))
 
 
+@pytest.mark.parametrize(
+    ("ends", "box_px", "expected"),
+    [
+        ((20, 43), [20, 20, 44, 44], 0.9),  # a leaning ladder that was not removed
+        ((20, 43), [0, 0, 64, 64], 0),  # the house behind it
+        ((20, 43), [20, 30, 30, 44], 0),  # a pot beside it
+        ((2, 61), [2, 2, 62, 62], 0.9),
+        ((2, 61), [0, 0, 64, 64], 0),  # the house again, although the ladder's box is as large
+    ],
+)
+def test_a_sparse_object_is_left_if_its_box_is_that_of_the_mask(
+    ends: tuple[int, int], box_px: list[int], expected: float
+) -> None:
+    class OneBox:
+        def detect(self, *_: Any) -> list[Detections]:
+            return [Detections(torch.tensor([box_px]).float(), torch.tensor([0.9]), torch.tensor([0]))]
+
+    M = torch.zeros(1, 64, 64)
+    diagonal = torch.arange(ends[0], ends[1] + 1)
+    M[0, diagonal, diagonal] = 1
+    edit, detector = make_edit(M=M, target_object=None, vacant=1), OneBox()
+    column = pair_scores.object_left_in_mask(torch.zeros(2, 3, 64, 64), [edit], detector, batch=1)  # type: ignore[arg-type]
+    assert column == [pytest.approx(expected)]
+
+
+def test_every_part_of_a_mask_is_the_place_of_an_object() -> None:
+    """Two sparse objects were to be removed, and one is left."""
+    mask = torch.zeros(64, 64, dtype=torch.bool)
+    diagonal = torch.arange(12)
+    mask[4 + diagonal, 4 + diagonal] = mask[40 + diagonal, 51 - diagonal] = True
+    boxes_px = torch.tensor([[4.0, 4, 16, 16], [40, 40, 52, 52], [4, 4, 52, 52], [20, 20, 32, 32]])
+    assert pair_scores._are_in_mask(mask, boxes_px).tolist() == [True, True, True, False]
+
+
 def test_caption_phrases_are_the_parts_that_may_name_objects() -> None:
     caption = "a big red star on the left, a blue ring and a person with arms up, a blue ring in the sand"
     phrases = ["a big red star", "the left", "a blue ring", "a person", "arms up", "the sand"]

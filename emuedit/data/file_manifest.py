@@ -5,12 +5,12 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from emuedit.data.file_hashes import hash_all, hash_file
+from emuedit.data.name_list import first_names
 
 MANIFEST_FILE = "manifest.json"
 SETTINGS_FILE = "settings.json"
 """Settings of the edits of a package."""
 _DIGEST_BYTES = 32
-_SHOWN = 5
 
 
 class ManifestError(ValueError):
@@ -54,10 +54,7 @@ def check_manifest(folder: Path, is_required: bool = False, expected_hash: str =
     problems += [f"{name} has changed" for name, value in present.items() if listed.get(name, value) != value]
     problems += [f"{name} is not listed" for name in present if name not in listed and name not in ignored]
     if problems:
-        more = f", and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-        raise ManifestError(
-            f"want in {folder} the files of its {MANIFEST_FILE}, but {', '.join(problems[:_SHOWN])}{more}; {advice}"
-        )
+        raise ManifestError(f"want in {folder} the files of its {MANIFEST_FILE}, but {first_names(problems)}; {advice}")
 
 
 def _read(file: Path, advice: str) -> dict[str, str]:

@@ -15,7 +15,7 @@ def add_commands(commands: Any) -> None:
     command = commands.add_parser("learn", help="learn a new task from a folder of examples", allow_abbrev=False)
     command.set_defaults(run=_learn)
     command.add_argument("examples", type=Path, help="folder with edits.csv (image, result, instruction), or before/ and after/")
-    command.add_argument("--name", required=True, help="name of the task: lower-case letters, digits and _")
+    command.add_argument("--name", required=True, help="name of the task: a letter, then letters, digits and _; lower case")
     once = "the instruction, for before/ and after/; several are used in turn"
     command.add_argument("--instruction", action="append", default=[], metavar="TEXT", help=once)
     command.add_argument("-o", "--out", type=Path, default=PACK_FOLDER, help=f"default: {PACK_FOLDER}")
@@ -32,8 +32,10 @@ def _learn(options: argparse.Namespace) -> None:
     from emuedit.data import example_folder
     from emuedit.editing import learn_task
     from emuedit.editing.api import Editor
+    from emuedit.editor import task_pack
     from emuedit.editor.package_folder import editor_folder
 
+    task_pack.check_name(options.name)
     examples = example_folder.read_examples(options.examples, options.instruction)
     with waiting("loading the editor"):
         editor = Editor.load(options.model)

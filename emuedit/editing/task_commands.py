@@ -55,7 +55,7 @@ def format_pack(pack: TaskPack, file: Path) -> str:
         "none: only the embedding" if pack.adapter is None else f"rank {pack.adapter.rank}, {len(pack.adapter.layers)} layers"
     )
     lines = [
-        f"{file}: {pack.name}, {file.stat().st_size / 2**20:.2f} MiB, for the editor {pack.editor_fingerprint}",
+        f"{file}: {pack.name}, {file.stat().st_size / 2**20:.2f} MiB, for the editor {pack.editor_fingerprint!r}",
         f"examples: {pack.n_examples}",
         f"adapter: {adapter}",
         f"instructions: {', '.join(map(repr, pack.instructions[:8])) or 'none'}",

@@ -26,8 +26,10 @@ PARENT_ENV = "EMUEDIT_REBUILT_PARENT"
 """Set by `emuedit rebuild`, whose stages cannot use the registry: `<reference>=<folder>` of the registered model that the version
 continued."""
 
-_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.md", "*replay/*.parquet")
-"""Patterns of the files of a package, all of which its manifest lists. Nothing else of a hub repository is downloaded."""
+_FILES = (
+    "*.json", "*.safetensors", "*.txt", "*.model", "*.md", "*.jsonl", "*.csv", "*.png", "*replay/*.parquet", "*router/*.parquet",
+)  # fmt: skip
+"""Patterns of the files of a package. Nothing else of a hub repository is downloaded."""
 
 
 class PackageError(ValueError):

@@ -283,7 +283,10 @@ class EditSampler:
         """
         pack = task_pack.load(file)
         task_pack.check(pack, self.fingerprint, (*self.tasks, *reserved_names))
-        self.add_task(pack.name, pack.v, pack.adapter, pack.change_threshold)
+        try:
+            self.add_task(pack.name, pack.v, pack.adapter, pack.change_threshold)
+        except ValueError as error:
+            raise task_pack.TaskPackError(f"{file}: {error}") from error
         return pack
 
 

@@ -35,9 +35,13 @@ class TaskPackError(ValueError):
 
 
 def check_name(name: object) -> str:
-    """The name of a task, and of the file of its pack: at most 64 of a-z, 0-9 and _. Raises TaskPackError for any other."""
+    """The name of a task, and of the file of its pack: a letter and at most 63 of a-z, 0-9 and _. Raises TaskPackError for any
+    other."""
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise TaskPackError(f"want a name of lower-case letters, digits and _, such as white_background; got {name!r}")
+        raise TaskPackError(
+            "want a name of at most 64 lower-case letters, digits and _, the first a letter, such as white_background; "
+            f"got {name!r}"
+        )
     return name
 
 
@@ -88,8 +92,12 @@ def load(file: str | Path) -> TaskPack:
 
 
 def _check_types(pack: TaskPack) -> None:
-    """Raise ValueError for a name, instructions or a change threshold that no pack of `save` has: files come from others."""
+    """Raise ValueError for values that no pack of `save` has: files come from others."""
     check_name(pack.name)
+    if not isinstance(pack.editor_fingerprint, str) or not isinstance(pack.n_examples, int):
+        raise ValueError("want a text as base and a whole number as n_examples")
+    if pack.v.ndim != 1 or not pack.v.isfinite().all():
+        raise ValueError(f"want a task embedding of finite numbers [D_v], got the shape {tuple(pack.v.shape)}")
     if not isinstance(pack.instructions, list | tuple) or not all(isinstance(text, str) for text in pack.instructions):
         raise ValueError(f"want instructions as a list of texts, got {str(pack.instructions)[:80]!r}")
     if pack.change_threshold is not None and not isinstance(pack.change_threshold, int | float):

@@ -70,7 +70,7 @@ def clean(
     image: ImageReference | None = None,
     reason: str | None = None,
 ) -> Caption | Drop:
-    """The core function: one row of the source -> a Caption, see `_normalize`, or a Drop with its reason.
+    """The core function: one row of the source -> a Caption, see `normalize`, or a Drop with its reason.
 
     `seen`: `duplicate_key` of the captions kept so far; updated with a kept caption. `image`: the image of the row. `reason`:
     `reason_to_drop` of a row with an image, which was checked before its image.
@@ -78,7 +78,7 @@ def clean(
     source = params.world.captions
     if isinstance(text, BadRow):
         return Drop(text.text, text.reason, source, index)
-    caption = _normalize(text)
+    caption = normalize(text)
     if image is None and reason is None:
         reason = reason_to_drop(text, params)
     if reason is not None:
@@ -92,7 +92,7 @@ def clean(
 
 def reason_to_drop(text: str | None, params: CaptionsParams) -> str | None:
     """Why a text is dropped, whatever its image and the other captions; None if it is not."""
-    caption = _normalize(text)
+    caption = normalize(text)
     n_words = len(caption.split())
     if not duplicate_key(caption):
         return "empty"
@@ -105,7 +105,7 @@ def reason_to_drop(text: str | None, params: CaptionsParams) -> str | None:
     return None
 
 
-def _normalize(text: str | None) -> str:
+def normalize(text: str | None) -> str:
     """A text with single spaces, characters for HTML's character references, and composed accents (Unicode NFC)."""
     characters = _ENTITY.sub(lambda match: html.unescape(match[0]), text or "")
     return " ".join(unicodedata.normalize("NFC", characters).split())
@@ -194,7 +194,7 @@ def _clean_rows(
 
 
 def _is_new(text: str, image_hash: str, seen: Set[str]) -> bool:
-    return duplicate_key(_normalize(text), image_hash) not in seen
+    return duplicate_key(normalize(text), image_hash) not in seen
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from emuedit.data import caption_sources, language
 from emuedit.data.text_tables import BadRow
 from emuedit.data.word_list import load_word_list
 from emuedit.data_checks.check_bounds import CHECKS
-from emuedit.stages.captions import CaptionsParams, reason_to_drop
+from emuedit.stages.captions import CaptionsParams, normalize, reason_to_drop
 
 MANY_ROWS = 10_000
 """Maximum number of rows to read if there are fewer, so that captions added later are read too."""
@@ -84,7 +84,7 @@ def count_captions(root: Path, name: str, column: str, n_captions: int | None, r
     first, bad_rows = list[str](), Counter[str]()
     n_rows = n_texts = 0
     for start, rows in caption_sources.read_batches(source, name, "train", column, sys.maxsize, MANY_ROWS):
-        texts = [row for row in rows if isinstance(row, str) and row.strip()]
+        texts = [normalize(row) for row in rows if isinstance(row, str) and row.strip()]
         bad_rows.update(row.reason for row in rows if isinstance(row, BadRow))
         first = first if start else texts
         n_rows, n_texts = n_rows + len(rows), n_texts + len(texts)

@@ -109,7 +109,7 @@ def _folder_problems(folder: Path, kind: ModelKind) -> Iterator[str]:
 def _describe(error: Exception, name: str, kind: ModelKind) -> str:
     if isinstance(error, ModelFileError):
         return str(error)
-    classes = {name for cause in chain_of(error) for name in class_names(cause)}
+    classes = {class_name for cause in chain_of(error) for class_name in class_names(cause)}
     statuses = {getattr(getattr(cause, "response", None), "status_code", None) for cause in chain_of(error)}
     is_refused = bool(statuses & set(_NO_ACCESS)) and "RepositoryNotFoundError" not in classes  # 401 for an unknown repository
     if is_refused or "GatedRepoError" in classes:

@@ -55,9 +55,17 @@ def test_a_pack_is_written_to_no_other_folder(tmp_path: Path, monkeypatch: pytes
     task_pack.save(task_pack.TaskPack("../../elsewhere", torch.zeros(6), "0" * 16, 1, {}), tmp_path / "pack.safetensors")
     sampler: Any = SimpleNamespace(fingerprint="0" * 16, tasks=(), add_task=lambda *_: None)
     sampler.add_pack = lambda file, names=(): EditSampler.add_pack(sampler, file, names)
-    with pytest.raises(TaskPackError, match=r"want a name of lower-case letters, .* got '\.\./\.\./elsewhere'"):
+    with pytest.raises(TaskPackError, match=r"want a name of at most 64 lower-case letters, .* got '\.\./\.\./elsewhere'"):
         task_commands.install(tmp_path / "pack.safetensors", Editor(sampler, None, EditSettings()))
     assert [path.name for path in tmp_path.rglob("*")] == ["pack.safetensors"]
+
+
+def test_a_wrong_name_is_noticed_before_an_editor_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Editor, "load", lambda *_: pytest.fail("it was loaded"))
+    assert cli.main(["learn", str(tmp_path), "--name", "3d_look"]) == 2
+    assert "lower-case letters, digits and _, the first a letter" in capsys.readouterr().err
 
 
 def test_a_folder_that_cannot_be_written_is_noticed_before_anything_is_learned() -> None:

@@ -127,7 +127,8 @@ def test_a_hub_id_is_downloaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -
     assert name == "owner/editor"
     assert len(editor.tasks) == 16
     of_package = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    of_package += ["manifest.json", "router/ngrams.safetensors", "router/spiece.model", "inversion/contour.safetensors"]
+    of_package += ["manifest.json", "router/ngrams.safetensors", "router/spiece.model", "router/out_of_fold.parquet"]
+    of_package += ["inversion/contour.safetensors", "editor/metrics.jsonl", "editor/sheet.png"]
     of_package += ["editor/README.md", "editor/replay/pairs/shard-00000.parquet", "editor/tokenizer/merges.txt"]
     others = ["data/train.parquet", "editor/unet/diffusion_pytorch_model.bin", "editor/setup.py", "model.ckpt", "video.mp4"]
     assert list(filter_repo_objects([*of_package, *others], allow_patterns=patterns)) == of_package

@@ -54,7 +54,7 @@ def test_a_pack_whose_name_is_no_name_of_a_task_is_refused(name: Any, make_sampl
     (folder := tmp_path / "a/b").mkdir(parents=True)
     sampler, file = make_sampler(), folder / "pack.safetensors"
     task_pack.save(TaskPack(name, torch.arange(6) / 7, sampler.fingerprint, 8, {}), file)
-    with pytest.raises(TaskPackError, match=r"is not a task pack \(want a name of lower-case letters") as caught:
+    with pytest.raises(TaskPackError, match=r"is not a task pack \(want a name of at most 64 lower-case letters") as caught:
         sampler.add_pack(file)
     assert str(caught.value).isprintable()
     assert sampler.inverted_tasks == ()
@@ -62,14 +62,24 @@ def test_a_pack_whose_name_is_no_name_of_a_task_is_refused(name: Any, make_sampl
 
 @pytest.mark.parametrize(
     "changes",
-    [{"instructions": "draw it"}, {"instructions": (3,)}, {"instructions": None}, {"change_threshold": "0.3"}, {"more": 1}],
-)
+    [
+        {"instructions": "draw it"}, {"instructions": (3,)}, {"instructions": None}, {"change_threshold": "0.3"}, {"more": 1},
+        {"editor_fingerprint": 3}, {"n_examples": "\x1b[2J"}, {"v": torch.zeros(2, 3)}, {"v": torch.full((6,), torch.nan)},
+    ],
+)  # fmt: skip
 def test_a_pack_with_values_of_other_types_is_refused(changes: dict[str, Any], tmp_path: Path) -> None:
     pack = TaskPack("contour", torch.zeros(6), "ab" * 8, 8, {})
     vars(pack).update(changes)
     task_pack.save(pack, tmp_path / "contour.safetensors")
     with pytest.raises(TaskPackError, match="is not a task pack"):
         task_pack.load(tmp_path / "contour.safetensors")
+
+
+def test_a_pack_of_another_width_is_refused_as_a_pack(make_sampler: MakeSampler, tmp_path: Path) -> None:
+    sampler, file = make_sampler(), tmp_path / "contour.safetensors"
+    task_pack.save(TaskPack("contour", torch.zeros(7), sampler.fingerprint, 8, {}), file)
+    with pytest.raises(TaskPackError, match=r"contour.safetensors: want a finite task embedding \[6\], got \(7,\)"):
+        sampler.add_pack(file)
 
 
 def test_a_missing_file_and_a_file_of_another_kind_are_errors(tmp_path: Path) -> None:

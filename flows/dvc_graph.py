@@ -131,7 +131,7 @@ def read(root: str | Path) -> Graph:
     """Read the current pipeline. Waits for DVC's lock and holds it for a moment.
 
     Raises GraphError if there is no pipeline, if DVC cannot read it, or if another run uses the same folder, and LockError if
-    files in the folder cannot be locked.
+    files in the folder cannot be locked, also with DVC's `core.hardlink_lock`: the lock of a retrain needs flock anyway.
     """
     from dvc.exceptions import DvcException
     from dvc.repo import Repo

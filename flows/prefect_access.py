@@ -66,6 +66,9 @@ def check_url(url: str) -> None:
         raise ServerError(f"want {_URL_ENV} such as http://127.0.0.1:4200/api, got {address!r}; {_WITHOUT}") from error
     if answer.status in (401, 403) and not any(os.environ.get(name) for name in _ACCOUNT_ENV):
         raise ServerError(f"the server at {address} requires credentials ({answer.status}); set {' or '.join(_ACCOUNT_ENV)}")
+    if answer.location and 300 <= answer.status < 400:
+        address_of_api = hide_password(answer.location.removesuffix("/health"))
+        raise ServerError(f"the server at {address} redirects to {address_of_api}; set {_URL_ENV} to that address, or {_WITHOUT}")
     if answer.status == 0:
         raise ServerError(f"no Prefect server answers at {address} ({answer.error}); start it (`emuedit up`), or {_WITHOUT}")
     is_own_server = not (urlsplit(url).hostname or "").endswith("prefect.cloud")

@@ -1,7 +1,8 @@
 """Allow one retrain or `refresh-data` per folder, by a lock on `.emuedit/retrain.lock`; others wait.
 
 The kernel releases the lock when the process exits for any reason, also on another machine that shares the folder (flock, over
-NFS too). The record in the file only names the holder. A folder on a file system without flock is an error: DVC needs it too.
+NFS too). The record in the file only names the holder. A folder on a file system without flock is an error; there, DVC works
+only with its `core.hardlink_lock`, which this lock has no counterpart of.
 """
 
 import contextlib
@@ -66,7 +67,8 @@ def exclusive(root: Path, flow: str = "retrain") -> Iterator[bool]:
 
 
 def check(folder: Path) -> None:
-    """Raise LockError if files in a folder cannot be locked. In such a `.dvc/tmp`, DVC would wait for its lock without end."""
+    """Raise LockError if files in a folder cannot be locked. In such a `.dvc/tmp`, DVC would wait without end for its
+    lock, unless its `core.hardlink_lock` is set."""
     with tempfile.TemporaryFile(dir=folder) as stream:
         _flock(stream.fileno(), folder)
 
@@ -126,7 +128,7 @@ def _flock(descriptor: int, folder: Path) -> bool:
     except OSError as error:
         raise LockError(
             f"want a folder whose files can be locked (flock), got {folder.resolve()} ({error.strerror}); use a file system with "
-            "locks, such as a local disk"
+            "locks, such as a local disk: the retrain's lock needs flock, and DVC too unless core.hardlink_lock is set"
         ) from error
     return True
 

@@ -12,10 +12,11 @@ import urllib.request
 from http import HTTPStatus
 from http.client import HTTPException
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urljoin, urlsplit, urlunsplit
+from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import Field
 
+from emuedit import http_redirects
 from emuedit.config import Params
 from emuedit.models.chat_completion import FILTERED, NoCompletionError, text_of
 from emuedit.models.language_model import (
@@ -68,13 +69,6 @@ class EndpointSettings(Params):
     """Send the question's seed, of 31 bits; false for endpoints that do not know `seed`, which then answer at random."""
 
 
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """Leaves 3xx an error: a redirected request would be a GET without the question, and the other host would get the API key."""
-
-    def redirect_request(self, *_: Any) -> None:
-        """No request."""
-
-
 class OpenAILLM:
     """A model behind `base_url` (such as https://api.openai.com/v1 or http://localhost:8000/v1).
 
@@ -102,7 +96,7 @@ class OpenAILLM:
         self.settings, self.backoff_s = settings or EndpointSettings(), backoff_s
         self._limit_name = _LIMIT
         self._has_system_role = True
-        self._opener = urllib.request.build_opener(_NoRedirects)
+        self._opener = urllib.request.build_opener(http_redirects.NoRedirects)
 
     def write(
         self,
@@ -201,8 +195,8 @@ def _without_patterns(schema: Any) -> Any:
 
 def _status_hint(error: urllib.error.HTTPError, payload: dict[str, Any]) -> str:
     """What to do about an endpoint that answers this request with this error."""
-    if error.code < HTTPStatus.BAD_REQUEST and (location := error.headers.get("Location")):
-        return f"; it redirects to {urljoin(error.geturl(), location)}; use that address in world.llm of params.yaml"
+    if address := http_redirects.target(error.geturl(), error.code, error.headers):
+        return f"; it redirects to {address}; use that address in world.llm of params.yaml"
     if error.code == HTTPStatus.NOT_FOUND:
         return "; does the address in world.llm of params.yaml end in /v1, and is the model's name right?"
     if error.code == HTTPStatus.TOO_MANY_REQUESTS:

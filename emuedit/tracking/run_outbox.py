@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from emuedit.data.atomic_file import replacing
 from emuedit.tracking import runs, service_errors
@@ -81,7 +81,8 @@ def send_all(root: Path) -> list[str]:
     """Upload and delete pending results, the oldest first; returns the ids of their runs.
 
     A run that is missing or deleted in MLflow is created again. An entry that MLflow rejects is renamed to `.rejected-<entry>`,
-    with a message, and does not block others. Waits while another process uploads. Raises the error if MLflow is unreachable.
+    with a message, and does not block others. Waits while another process uploads. Raises the error if MLflow is unreachable, and
+    LocalError if the entries cannot be locked.
     """
     from mlflow.exceptions import MlflowException
 
@@ -118,11 +119,21 @@ def _locked(root: Path) -> Iterator[None]:
         stream = (root / LOCK).open("w")
     with stream:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"== another process uploads the runs in {FOLDER}; waiting until it ends", flush=True)
-            fcntl.flock(stream, fcntl.LOCK_EX)
+            _wait_for(stream)
+        except OSError as error:  # without a file name, from a file system without flock
+            raise service_errors.LocalError(
+                f"want a folder whose files can be locked (flock), got {error.strerror}: {root / LOCK}; use a file system with "
+                "locks, such as a local disk"
+            ) from error
         yield
+
+
+def _wait_for(stream: IO[str]) -> None:
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print(f"== another process uploads the runs in {FOLDER}; waiting until it ends", flush=True)
+        fcntl.flock(stream, fcntl.LOCK_EX)
 
 
 def _send(entry: Path) -> str:

@@ -178,8 +178,10 @@ def test_a_folder_whose_files_cannot_be_locked_is_named(number: int, tmp_path: P
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     place = re.escape(f"{tmp_path / FILE.parent} ({os.strerror(number)}); use a file system")
-    with pytest.raises(LockError, match=rf"want a folder whose files can be locked \(flock\), got {place}"), exclusive(tmp_path):
+    error = pytest.raises(LockError, match=rf"want a folder whose files can be locked \(flock\), got {place}")
+    with error as caught, exclusive(tmp_path):
         pass
+    assert "and DVC too unless core.hardlink_lock is set" in str(caught.value)
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:

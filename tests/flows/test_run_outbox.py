@@ -1,6 +1,9 @@
 """Runs that wait for MLflow: no one of them holds up the others, or the retrains that come later."""
 
+import errno
 import fcntl
+import os
+import re
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +15,7 @@ import pytest
 from emuedit import cli
 from emuedit.tracking import mlflow_client, run_outbox, runs
 from emuedit.tracking.run_outbox import RunResults
+from emuedit.tracking.service_errors import LocalError
 from flows import release
 
 RESULTS = RunResults({"size": 3}, {"loss": 0.5}, {"stages.run": "train"})
@@ -117,6 +121,24 @@ def test_a_damaged_entry_is_put_aside(project: Path, store: str, capsys: pytest.
     (entry / "run.json").write_text("{")
     assert run_outbox.send_all(project) == []
     assert f".rejected-{entry.name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EIO])
+@pytest.mark.parametrize("refused_operation", [fcntl.LOCK_EX | fcntl.LOCK_NB, fcntl.LOCK_EX], ids=["at once", "after a wait"])
+def test_entries_that_cannot_be_locked_are_named_and_stay(
+    refused_operation: int, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(stream: IO[str], operation: int) -> None:
+        if operation == refused_operation:
+            raise OSError(number, os.strerror(number))
+        raise BlockingIOError
+
+    entry = keep(tmp_path, "")
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    place = re.escape(f"got {os.strerror(number)}: {tmp_path / run_outbox.LOCK}; use a file system with locks")
+    with pytest.raises(LocalError, match=rf"want a folder whose files can be locked \(flock\), {place}"):
+        run_outbox.send_all(tmp_path)
+    assert run_outbox.entries(tmp_path) == [entry]
 
 
 def all_runs() -> list[Any]:

@@ -32,7 +32,7 @@ def check_setup(api: str, account: str) -> Iterator[Finding]:
 def _automation_findings(api: str, account: str) -> Iterator[Finding]:
     answer = ask(f"{api}/automations/filter", _ANSWER_S, {"limit": 200}, account)
     if not answer.is_success:
-        yield Finding("automations", "warn", f"cannot be listed: status {answer.status}", "check the server's log")
+        yield Finding("automations", "warn", f"cannot be listed: {answer.problem}", "check the server's log")
         return
     enabled = {automation["name"] for automation in answer.json() if automation.get("enabled")}
     if missing := [name for name in AUTOMATIONS if name not in enabled]:
@@ -51,7 +51,7 @@ def _gpu_findings(api: str, account: str) -> Iterator[Finding]:
         detail = f"the limit {GPU_LIMIT} is missing: stages of several retrains use a GPU at the same time"
         yield Finding("GPU slots", "warn", detail, f"uv run prefect gcl create {GPU_LIMIT} --limit 1")
     elif not answer.is_success:
-        yield Finding("GPU slots", "warn", f"cannot be read: status {answer.status}", "check the server's log")
+        yield Finding("GPU slots", "warn", f"cannot be read: {answer.problem}", "check the server's log")
     else:
         limit = answer.json()
         detail = f"{limit['active_slots']} of {limit['limit']} in use"

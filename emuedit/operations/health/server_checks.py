@@ -38,7 +38,11 @@ def check_mlflow() -> Iterator[Finding]:
             yield from running_runs.check_runs(running_runs.runs_of_file(path))
         return
     uri = uri.rstrip("/")
-    if not (health := ask(f"{uri}/health", _ANSWER_S)).is_success:
+    health = ask(f"{uri}/health", _ANSWER_S)
+    if health.location:
+        yield _redirect_finding("MLflow", uri, health, "MLFLOW_TRACKING_URI")
+        return
+    if not health.is_success:
         yield Finding("MLflow", "fail", _no_answer(uri, health), _STALE.format(name="MLFLOW_TRACKING_URI"))
         return
     experiments = ask(f"{uri}/api/2.0/mlflow/experiments/search?max_results=1", _ANSWER_S, account=mlflow_account())
@@ -68,7 +72,11 @@ def check_prefect() -> Iterator[Finding]:
     if not api:
         yield Finding("Prefect", "pass", "no server: each retrain starts a local one")
         return
-    if not (health := ask(f"{api}/health", _ANSWER_S)).is_success:
+    health = ask(f"{api}/health", _ANSWER_S)
+    if health.location:
+        yield _redirect_finding("Prefect", api, health, "PREFECT_API_URL")
+        return
+    if not health.is_success:
         yield Finding("Prefect", "fail", _no_answer(api, health), _STALE.format(name="PREFECT_API_URL"))
         return
     client_version, answer = (
@@ -124,8 +132,8 @@ def _flow_runs(api: str) -> Iterator[Finding]:
     payload = {"flow_runs": {"state": {"type": {"any_": ["RUNNING", "PENDING"]}}}, "limit": 200}
     answer = ask(f"{api}/flow_runs/filter", _ANSWER_S, payload, _prefect_account())
     if not answer.is_success:
-        fix = "`uv sync` where the server runs: Prefect 3.8 needs fastapi below 0.151"
-        yield Finding("flow runs", "fail", f"cannot be listed: status {answer.status}", fix)
+        fix = "" if answer.location else "`uv sync` where the server runs: Prefect 3.8 needs fastapi below 0.151"
+        yield Finding("flow runs", "fail", f"cannot be listed: {answer.problem}", fix)
         return
     runs = answer.json()
     old = [run for run in runs if _age(run) > _longest(run)]
@@ -162,8 +170,15 @@ def _prefect_account() -> str:
     return os.environ.get("PREFECT_API_AUTH_STRING", "")
 
 
+def _redirect_finding(name: str, url: str, health: Answer, variable: str) -> Finding:
+    """A failure: clients would send a redirected POST as a GET, or the account to another server."""
+    address = hide_password(health.location.removesuffix("/health"))
+    detail = f"{hide_password(url)} redirects to {address}, and requests with data or an account do not follow"
+    return Finding(name, "fail", detail, f"set {variable} to that address")
+
+
 def _no_answer(url: str, answer: Answer) -> str:
-    return hide_password(f"{url} does not answer: {answer.error or f'status {answer.status}'}")
+    return hide_password(f"{url} does not answer: {answer.problem}")
 
 
 CHECKS = (check_mlflow, check_prefect)

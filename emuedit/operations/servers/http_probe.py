@@ -9,22 +9,31 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+from emuedit import http_redirects
 from emuedit.tracking.service_errors import hide_password
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Answer of a server: status (0: no answer), body, headers in lower case, and the error if there is no answer."""
+    """Answer of a server: status (0: no answer), body, and headers in lower case."""
 
     status: int
     body: bytes = b""
     headers: tuple[tuple[str, str], ...] = ()
     error: str = ""
+    """Why there is no answer, or that it is a redirect and to which address."""
+    location: str = ""
+    """The address to which the server redirects, whether that was followed or not; empty without a redirect."""
 
     @property
     def is_success(self) -> bool:
         """Whether the status is 2xx."""
         return 200 <= self.status < 300
+
+    @property
+    def problem(self) -> str:
+        """The error, or else the status, for messages about an answer that is no success."""
+        return self.error or f"status {self.status}"
 
     def json(self) -> Any:
         """The body as JSON. Raises ValueError."""
@@ -34,6 +43,7 @@ class Answer:
 def ask(url: str, timeout_s: float, payload: Any = None, account: str = "") -> Answer:
     """GET a URL, or POST `payload` as JSON; `account`: `name:password`, for basic authentication; it may also be in the URL.
 
+    A redirect is followed only without a payload and an account: a POST would become a GET, and another server get the password.
     Does not raise for missing answers or error statuses. Raises ValueError for a URL that is not HTTP.
     """
     parts = urlsplit(url)
@@ -47,13 +57,23 @@ def ask(url: str, timeout_s: float, payload: Any = None, account: str = "") -> A
     if account:
         headers["Authorization"] = f"Basic {base64.b64encode(account.encode()).decode()}"
     request = urllib.request.Request(url, data, headers)  # noqa: S310  the scheme is checked above
-    handlers = [urllib.request.ProxyHandler({})] if urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1") else []
+    handlers: list[urllib.request.BaseHandler] = []
+    if parts.hostname in ("localhost", "127.0.0.1", "::1"):
+        handlers.append(urllib.request.ProxyHandler({}))
+    if data is not None or account:
+        handlers.append(http_redirects.NoRedirects())
     try:
         with urllib.request.build_opener(*handlers).open(request, timeout=timeout_s) as response:
-            return Answer(response.status, response.read(), _headers(response.headers))
+            place = response.geturl()
+            location = "" if place == request.full_url else place
+            return Answer(response.status, response.read(), _headers(response.headers), location=location)
     except urllib.error.HTTPError as error:
         with error:
-            return Answer(error.code, error.read(), _headers(error.headers))
+            place = error.geturl()
+            target = http_redirects.target(place, error.code, error.headers)
+            problem = f"it redirects to {hide_password(target)}; use that address" if target else ""
+            location = target or ("" if place == request.full_url else place)
+            return Answer(error.code, error.read(), _headers(error.headers), problem, location)
     except (OSError, http.client.HTTPException) as error:
         return Answer(0, error=str(getattr(error, "reason", error)))
 

@@ -57,12 +57,15 @@ class ServerStatus:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep others from starting or stopping servers of the folder. Raises ServersError if the folder is locked."""
+    """Keep others from starting or stopping servers of the folder. Raises ServersError if the folder is locked or cannot be."""
     with (folder / "lock").open("a") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ServersError(f"another `emuedit up` or `down` uses {folder}; wait until it has finished") from None
+        except OSError as error:  # without a file name, from a file system without flock
+            problem = f"got {error.strerror}: {folder}; name a folder of a local disk with --data"
+            raise ServersError(f"want a folder whose files can be locked (flock), {problem}") from error
         yield
 
 

@@ -1,6 +1,9 @@
-"""Logs of background processes have a bounded size."""
+"""Logs of background processes have a bounded size, and a folder whose files cannot be locked is named."""
 
+import errno
+import fcntl
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -40,3 +43,13 @@ def test_the_log_of_a_setup_program_is_renamed_too(tmp_path: Path) -> None:
     server_control.run_setup(["-S", "-c", "print('new')"], dict(os.environ), tmp_path, log)
     assert log.read_text() == "new\n"
     assert (tmp_path / "setup.log.1").stat().st_size == background_process.MAX_LOG_BYTES + 1
+
+
+def test_a_folder_whose_files_cannot_be_locked_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(descriptor: object, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    message = f"want a folder whose files can be locked (flock), got {os.strerror(errno.ENOLCK)}: {tmp_path}; name a folder"
+    with pytest.raises(server_control.ServersError, match=re.escape(message)), server_control.locked(tmp_path):
+        pass

@@ -11,6 +11,7 @@ from emuedit import config
 from emuedit.config import ParamsError
 from emuedit.data.dependencies import PIPELINE_FILE
 from emuedit.editor.settings import EditSettings
+from emuedit.metrics import benchmark
 from emuedit.promotion import promote
 from emuedit.promotion.gate import GateError
 from flows.dvc_graph import Graph
@@ -67,8 +68,23 @@ def check(graph: Graph) -> None:
     """Raise GateError or ParamsError, before anything runs, for settings with which the gate could not decide later."""
     stage = find(graph)
     n_edits, min_edits = stage.params.get("n_edits"), promote.read_gate_settings(graph.root).min_edits
+    if n_edits is None and "n_edits" in stage.params:
+        _check_usable(stage, min_edits)
     if isinstance(n_edits, int) and n_edits < min_edits:
         raise ParamsError(
             f"{config.PARAMS_FILE}: want {stage.section}.n_edits of at least promotion.min_edits, {min_edits}, got {n_edits}; "
             "change one of them, or register nothing (--no-register)"
+        )
+
+
+def _check_usable(stage: GateStage, min_edits: int) -> None:
+    """Raise ParamsError for a task with fewer usable edits than `min_edits` in the benchmark, all of which are measured."""
+    source = benchmark.load(config.read_yaml(stage.root / config.PARAMS_FILE)["world"]["benchmark"])
+    split = stage.params.get("split", "held_out")
+    usable = {task: benchmark.count_usable(source, task, split) for task in stage.params["tasks"]}
+    if too_small := {task: n for task, n in usable.items() if n < min_edits}:
+        raise ParamsError(
+            f"{config.PARAMS_FILE}: want at least promotion.min_edits, {min_edits}, usable edits of each task for "
+            f"{stage.section}.n_edits: null, got {too_small}; add rows to edits.csv, leave the task out of "
+            f"{stage.section}.tasks, lower promotion.min_edits, or register nothing (--no-register)"
         )

@@ -25,7 +25,7 @@ from flows import dvc_graph, gate_stage, publication, result_origin, run_history
 from flows.result_origin import StartState
 from flows.retrain_options import RetrainOptions
 from flows.retrain_result import RetrainResult
-from flows.stage_outputs import content_tag, merge_metrics, model_parts, success_table
+from flows.stage_outputs import content_tag, measured_edits, merge_metrics, model_parts, success_table
 from flows.yield_record import YieldRecord
 
 MODEL_FILE = Path(__file__).with_name("pyfunc_model.py")
@@ -225,7 +225,7 @@ def _register(graph: dvc_graph.Graph, result: RetrainResult, reason: str, at_sta
     overall = table.get(stage.system, {}).get("overall")
     tags = {
         **result_origin.make_tags(graph, content, at_start),
-        **version_card.make_tags(table, stage.system, at_start.params, stage.section),
+        **version_card.make_tags(table, stage.system, at_start.params, stage.section, measured_edits(graph)),
         **({} if overall is None else {version_card.SUCCESS_TAG: f"{overall:.4f}"}),
         **{registry.RUN_REASON_TAG: reason, promote.STATE_TAG: promote.PENDING, "run_id": result.run_id},
     }

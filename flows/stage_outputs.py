@@ -38,6 +38,13 @@ def success_table(graph: Graph) -> SuccessTable:
     return success_with_slices(merge_metrics(graph))
 
 
+def measured_edits(graph: Graph) -> dict[str, int]:
+    """Task -> number of measured edits; empty if the benchmark cannot count its edits."""
+    numbers = merge_metrics(graph).get("edits")
+    items = numbers.items() if isinstance(numbers, Mapping) else ()
+    return {task: counts["measured"] for task, counts in items if isinstance(counts, Mapping) and "measured" in counts}
+
+
 def report_files(graph: Graph) -> Iterator[Path]:
     """Plots, and the files of stages with `meta: {report: true}`, relative to the root.
 

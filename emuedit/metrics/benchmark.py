@@ -67,7 +67,10 @@ class Benchmark(Protocol):
 
 
 class EditSource(Protocol):
-    """The function `edits` of a benchmark file."""
+    """The function `edits` of a benchmark file.
+
+    It may have a method `check(task, split, n)`, which raises the ValueError of a call for fewer than n edits without making any.
+    """
 
     def __call__(self, task: str, split: str, start: int, n: int) -> Benchmark:
         """Edits start to start + n - 1 of a task. `split` is 'train' or 'held_out'; equal arguments give equal edits."""
@@ -88,10 +91,6 @@ class CountingSource(Protocol):
 
     def count(self, task: str, split: str) -> EditCounts:
         """The edits of a task and split."""
-        ...
-
-    def check(self, task: str, split: str, n: int) -> None:
-        """Raise the ValueError of a call for fewer than n edits of a task."""
         ...
 
 
@@ -129,20 +128,25 @@ def describe_judge(source: EditSource, tasks: Sequence[str], split: str) -> str:
 def n_to_measure(source: EditSource, task: str, split: str, n_edits: int | None) -> int:
     """The number of edits to measure of a task: n_edits, or all that can be judged if it is None.
 
-    Raises ParamsError for None and a benchmark that cannot count its edits, the ValueError of `check_edits` for none to measure.
+    Raises ParamsError as `count_usable`, and the ValueError of `check_edits` for fewer edits, or none to measure.
     """
-    if n_edits is not None:
-        return n_edits
+    n = count_usable(source, task, split) if n_edits is None else n_edits
+    check_edits(source, task, split, max(1, n))
+    return n
+
+
+def count_usable(source: EditSource, task: str, split: str) -> int:
+    """The number of edits of a task that can be judged. Raises ParamsError for a benchmark that cannot count its edits."""
     if not isinstance(source, CountingSource):
-        raise config.ParamsError("want a number as n_edits, got null, which needs a benchmark with a table of edits")
-    n_usable = source.count(task, split).usable
-    check_edits(source, task, split, max(1, n_usable))
-    return n_usable
+        raise config.ParamsError(
+            "evaluation.n_edits: want a number, got null, which needs a benchmark with a table of edits; set a number"
+        )
+    return source.count(task, split).usable
 
 
 def check_edits(source: EditSource, task: str, split: str, n: int) -> None:
-    """Raise the ValueError of a benchmark with fewer than n edits of a task; one that can count opens no image and no model."""
-    if isinstance(source, CountingSource):
+    """Raise the ValueError of a benchmark with fewer than n edits of a task; one without a `check` makes the last of them."""
+    if hasattr(source, "check"):
         source.check(task, split, n)
     else:
-        source(task, split, 0, n)
+        source(task, split, n - 1, 1)

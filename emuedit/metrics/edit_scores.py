@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -19,10 +20,29 @@ from emuedit.runtime import seed_for
 
 METRICS = {"clip_dir": "clip_direction", "clip_im": "clip_image", "clip_out": "clip_target", "l1": "l1", "dino": "dino"}
 """Emu Edit's metric (arXiv 2311.10089) -> column of `measure_edits`. Outputs are compared with the input."""
+EDITS_AT_ONCE = 64
+"""Edits in memory: those made, judged and stored together. A multiple of the batch sizes of images of 512 px, so that the batches
+are those of all edits together: 8 (`sampling.MAX_PIXELS_PER_BATCH`), 32 for the judge and the metrics. Ours."""
 MAX_AT_ONCE = 32
 """Edits measured in one pass of CLIP and DINO, twice as many images: benchmarks may have hundreds per task. Ours."""
 REFUSAL = "the task predictor refuses it"
 """Reason of an edit for which a system returns the task `NO_EDIT`; it is never a success, whatever the judge says."""
+
+
+def split_edits(n_edits: int) -> list[range]:
+    """The positions of all edits of a task, split into parts of at most EDITS_AT_ONCE."""
+    return [range(start, min(start + EDITS_AT_ONCE, n_edits)) for start in range(0, n_edits, EDITS_AT_ONCE)]
+
+
+def join_parts(parts: Iterable[Sequence[EvalRecord]]) -> list[EvalRecord]:
+    """The records of all parts of a task, as if all edits had been made at once.
+
+    They have the reference results only if all of them are known, see `Benchmark.exact`.
+    """
+    records = [record for part in parts for record in part]
+    if any(record.exact is None for record in records):
+        return [replace(record, exact=None) for record in records]
+    return records
 
 
 def evaluate_system(

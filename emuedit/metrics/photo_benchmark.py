@@ -34,7 +34,7 @@ from emuedit.metrics.similarity_judge import Calibration, JudgeBounds, JudgeResu
 HELD_OUT = "held_out"
 _ADVICE = {
     "train": "lower train.preview.n_edits (inversion: n_examples and n_held_out), set train.preview to null",
-    HELD_OUT: "lower evaluation.n_edits, leave the task out of evaluation.tasks",
+    HELD_OUT: "lower evaluation.n_edits (if it is a number), leave the task out of evaluation.tasks",
 }
 """Split -> what to change if a task has too few edits: previews and inversion use `train`, the evaluation `held_out`."""
 _SPLITS = tuple(_ADVICE)
@@ -163,7 +163,7 @@ class PhotoBenchmark:
             present = {name: sum(row["task"] == name for row in self.rows) for name in self.tasks}
             raise BenchmarkError(
                 f"want {n} edits of {task} that can be judged in the split {split} of {self.folder}, got {len(rows)}; "
-                f"available: {present}: {_ADVICE[split]}, or add rows with that split"
+                f"available: {present}: {_ADVICE[split]}, or add rows with that split to {TABLE}"
             )
         return rows[:n]
 

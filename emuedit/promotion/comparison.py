@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,8 +29,8 @@ from emuedit.editor.package_layout import MODELS
 from emuedit.editor.settings import EditSettings
 from emuedit.metrics import benchmark
 from emuedit.metrics.benchmark import Benchmark, EditSource
-from emuedit.metrics.edit_scores import evaluate_system
-from emuedit.metrics.systems import Systems
+from emuedit.metrics.edit_scores import evaluate_system, join_parts, split_edits
+from emuedit.metrics.systems import System, Systems
 from emuedit.progress import Progress
 from emuedit.promotion.gate import GateError, Measurement
 from emuedit.runtime import Runtime
@@ -69,12 +69,13 @@ class ComparisonConditions:
     dtype: str = "auto"
 
     def n_of(self, task: str, source: EditSource) -> int:
-        """The number of edits of a task, see `benchmark.n_to_measure`."""
+        """The number of edits of a task, and its errors, see `benchmark.n_to_measure`."""
         return benchmark.n_to_measure(source, task, self.split, self.n_edits)
 
-    def edits(self, task: str, source: EditSource) -> Benchmark:
-        """The edits of a task."""
-        return source(task, self.split, 0, self.n_of(task, source))
+    def parts(self, task: str, source: EditSource) -> Iterator[tuple[range, Benchmark]]:
+        """The edits of a task, a few at a time (`edit_scores.split_edits`), and their positions."""
+        for part in split_edits(self.n_of(task, source)):
+            yield part, source(task, self.split, part.start, len(part))
 
     def key(self, root: Path) -> str:
         """16 hex digits over the edits, the settings, and the code that makes and judges them, without the models of `root`."""
@@ -105,7 +106,7 @@ def check_tasks(conditions: ComparisonConditions, champion_uri: str) -> None:
     source = benchmark.load(conditions.benchmark, conditions.device)
     for task in conditions.tasks:
         try:
-            benchmark.check_edits(source, task, conditions.split, conditions.n_of(task, source))
+            conditions.n_of(task, source)
         except ValueError as error:
             raise GateError(
                 f"want {conditions.n_edits or 'the'} edits of {task}, with which {champion_uri} was promoted: {error}; or "
@@ -120,7 +121,7 @@ def with_tasks(conditions: ComparisonConditions, tasks: Sequence[str]) -> Compar
     present = []
     for task in tasks:
         with contextlib.suppress(ValueError):
-            benchmark.check_edits(source, task, conditions.split, conditions.n_of(task, source))
+            conditions.n_of(task, source)
             present.append(task)
     return replace(conditions, tasks=tuple(present)) if any(get_task(task) not in HELD_OUT for task in present) else conditions
 
@@ -148,8 +149,7 @@ def measure_nothing(conditions: ComparisonConditions, root: Path) -> Measurement
     """Measure the identity baseline, which a first model must beat."""
     source = benchmark.load(conditions.benchmark, conditions.device)
     identity = Systems(root / MODELS, conditions.settings, Runtime.choose(conditions.device, conditions.dtype))["identity"]
-    edits = ((task, conditions.edits(task, source)) for task in conditions.tasks)
-    records = ((task, evaluate_system("identity", identity, of_task, None, 0)) for task, of_task in edits)
+    records = ((task, _evaluate_task("identity", identity, conditions, task, source)) for task in conditions.tasks)
     note = benchmark.describe_judge(source, conditions.tasks, conditions.split)
     return replace(_summarise("the identity baseline", records, conditions.key(root)), note=note)
 
@@ -176,11 +176,27 @@ def _evaluate(name: str, systems: Systems, conditions: ComparisonConditions, fol
     if missing:
         with Progress(f"measuring {name}", sum(conditions.n_of(task, source) for task in missing), "edit") as progress:
             for task in missing:
-                edits = conditions.edits(task, source)
-                records = evaluate_system(_SYSTEM, systems[_SYSTEM], edits, None, conditions.settings.seed)
-                write_shard(paths[task], _with_references(records, edits), EvalRecord)
-                progress.advance(len(records))
+                records = _evaluate_task(_SYSTEM, systems[_SYSTEM], conditions, task, source, progress)
+                write_shard(paths[task], records, EvalRecord)
     return paths
+
+
+def _evaluate_task(
+    name: str,
+    system: System,
+    conditions: ComparisonConditions,
+    task: str,
+    source: EditSource,
+    progress: Progress | None = None,
+) -> list[EvalRecord]:
+    """The records of a system's edits of a task, made a few at a time."""
+    parts, references = [], list[bytes | None]()
+    for part, edits in conditions.parts(task, source):
+        parts.append(evaluate_system(name, system, edits, None, conditions.settings.seed, start=part.start))
+        references += _references(edits)
+        if progress:
+            progress.advance(len(part))
+    return _with_references(join_parts(parts), references)
 
 
 def _adopt_evaluation(root: Path, package: Path, conditions: ComparisonConditions, folder: Path, source: EditSource) -> None:
@@ -205,8 +221,8 @@ def _adopt_evaluation(root: Path, package: Path, conditions: ComparisonCondition
     for task in conditions.tasks:
         shard, path = out / f"shard-{_SYSTEM}-{task}.parquet", folder / f"{task}.parquet"
         if shard.exists() and not path.exists():
-            edits = conditions.edits(task, source)
-            write_shard(path, _with_references(list(read_shard(shard, EvalRecord)), edits), EvalRecord)
+            references = [reference for _, edits in conditions.parts(task, source) for reference in _references(edits)]
+            write_shard(path, _with_references(read_shard(shard, EvalRecord), references), EvalRecord)
 
 
 def _has_its_bytes(part: Path) -> bool:
@@ -216,16 +232,18 @@ def _has_its_bytes(part: Path) -> bool:
     return all(hash_file(part / name) == value for name, value in read_summary(part).shards.items())
 
 
-def _with_references(records: list[EvalRecord], edits: Benchmark) -> list[EvalRecord]:
-    """The records, with the reference result of each edit that has one.
+def _references(edits: Benchmark) -> list[bytes | None]:
+    """The reference result of each edit that has one, as PNG; none for a benchmark without `results`.
 
     A benchmark's `exact` is None unless all edits have one; the optional `results` of `photo_benchmark` has those that exist.
     """
-    results = getattr(edits, "results", None)
-    if edits.exact is not None or results is None:
-        return records
-    references = [None if result is None else encode_png(result) for result in results]
-    return [replace(record, exact=reference) for record, reference in zip(records, references, strict=True)]
+    results = getattr(edits, "results", None) or [None] * len(edits.instructions)
+    return [None if result is None else encode_png(result) for result in results]
+
+
+def _with_references(records: Sequence[EvalRecord], references: Sequence[bytes | None]) -> list[EvalRecord]:
+    """The records, with the reference result of each edit that has one."""
+    return [replace(record, exact=record.exact or png) for record, png in zip(records, references, strict=True)]
 
 
 def _summarise(name: str, records: Iterable[tuple[str, Sequence[EvalRecord]]], conditions_key: str) -> Measurement:

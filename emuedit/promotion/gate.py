@@ -124,7 +124,7 @@ def _check(challenger: Measurement, champion: Measurement, settings: GateSetting
     if too_small := {task: size for task, size in sizes.items() if size < settings.min_edits}:
         raise GateError(
             f"want at least promotion.min_edits = {settings.min_edits} edits of each task, got {too_small}; "
-            "raise evaluation.n_edits"
+            "raise evaluation.n_edits (if it is a number), add rows to edits.csv, or leave the task out of evaluation.tasks"
         )
 
 

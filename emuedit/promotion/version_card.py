@@ -6,7 +6,8 @@ Everything is read from the tags of the version, so the card can be rendered aga
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
+from types import MappingProxyType
 from typing import Any
 
 from emuedit.promotion.gate import OVERALL
@@ -19,7 +20,8 @@ FOLDER = "cards"
 """Folder of the run's artifacts with the cards of the model and of its data."""
 CARD = f"{FOLDER}/model.md"
 SCORES_TAG, SOURCES_TAG, N_EDITS_TAG = "card.scores", "card.sources", "card.n_edits"
-"""Tags of a version, as JSON: system -> task -> edit success, part of the world -> [name, licence], and edits per task."""
+"""Tags of a version, as JSON: system -> task -> edit success, part of the world -> [name, licence], and the number of edits per
+task, or task -> number of edits."""
 SUCCESS_TAG, SUCCESS_CONDITIONS_TAG = "edit_success", "edit_success.items"
 """Tags of a version: its edit success, and the key of the conditions under which the flow `backfill` measured it, if it did."""
 _NOT_STATED = "not stated"
@@ -75,16 +77,18 @@ def make_tags(
     system: str,
     params: Mapping[str, Any],
     section: str = "evaluation",
+    measured: Mapping[str, int] = MappingProxyType({}),
 ) -> dict[str, str]:
     """The tags that the card needs. `table`: system -> task -> edit success. `params`: content of `params.yaml`.
 
-    section: that of the evaluation, whose `n_edits` is the number of edits per task.
+    section: that of the evaluation, whose `n_edits` is the number of edits per task. measured: task -> number of edits, used if
+    `n_edits` is null.
     """
     scores = {name: dict(table[name]) for name in (system, _BASELINE) if name in table}
     licences = (params.get("dataset") or {}).get("licences") or {}
     world = {key: value for key, value in (params.get("world") or {}).items() if key != "name" and value}
     sources = {part: [str(name), licences.get(part, _NOT_STATED)] for part, name in world.items()}
-    n_edits = (params.get(section) or {}).get("n_edits")
+    n_edits = (params.get(section) or {}).get("n_edits") or dict(measured)
     tags = {SCORES_TAG: json.dumps(scores), SOURCES_TAG: json.dumps(sources)}
     return tags | ({N_EDITS_TAG: json.dumps(n_edits)} if n_edits else {})
 
@@ -92,7 +96,8 @@ def make_tags(
 def render(version: ModelVersion) -> str:
     """The card, as Markdown."""
     tags = version.tags
-    n_edits = _read_n_edits(tags)
+    scores = _read(tags, SCORES_TAG)
+    n_edits = _read_n_edits(tags, {task for row in scores.values() for task in row if find_task(task)})
     data = {key.removeprefix("dvc."): value for key, value in tags.items() if key.startswith(_DATA)}
     return _TEXT.format(
         uri=version.uri,
@@ -103,8 +108,8 @@ def render(version: ModelVersion) -> str:
         parent=f"`{tags['parent']}`" if tags.get("parent") else "none: trained from the base model",
         why=_cell(tags.get(registry.RUN_REASON_TAG, "") or _NOT_STATED),
         gate=_cell(_gate(tags)),
-        precision=f" {n_edits} edits per task; ± is the standard error (Agresti-Coull)." if n_edits else "",
-        scores=_format_scores(_read(tags, SCORES_TAG), n_edits),
+        precision=_describe_precision(n_edits),
+        scores=_format_scores(scores, n_edits),
         folder=FOLDER,
         data="\n".join(f"- `{path}`: `{value}`" for path, value in sorted(data.items())) or "- none was recorded",
         sources="\n".join(f"| {part} | `{name}` | {licence} |" for part, (name, licence) in _read(tags, SOURCES_TAG).items())
@@ -147,7 +152,16 @@ def _gate(tags: Mapping[str, str]) -> str:
     return f"{state}: {reason}" if state and reason else state or "no decision"
 
 
-def _format_scores(scores: Mapping[str, Mapping[str, float | None]], n_edits: int | None) -> str:
+def _describe_precision(n_edits: Mapping[str, int]) -> str:
+    """The number of edits of each task, as a sentence; empty if it is not known."""
+    if not n_edits:
+        return ""
+    numbers = ", ".join(f"{n} of {task}" for task, n in sorted(n_edits.items()))
+    edits = f"Edits: {numbers}" if len(set(n_edits.values())) > 1 else f"{next(iter(n_edits.values()))} edits per task"
+    return f" {edits}; ± is the standard error (Agresti-Coull)."
+
+
+def _format_scores(scores: Mapping[str, Mapping[str, float | None]], n_edits: Mapping[str, int]) -> str:
     """A table of success and its standard error; without the error for slices, whose number of edits is not recorded."""
     if not scores:
         return "None were recorded."
@@ -160,35 +174,36 @@ def _format_scores(scores: Mapping[str, Mapping[str, float | None]], n_edits: in
     return "\n".join(lines)
 
 
-def _format_score(row: Mapping[str, float | None], task: str, n_edits: int | None) -> str:
+def _format_score(row: Mapping[str, float | None], task: str, n_edits: Mapping[str, int]) -> str:
     value = row.get(task)
     if value is None:
         return "-"
-    names = [name for name in row if name in ALL_TASKS] if task == OVERALL else [task] if find_task(task) else []
-    shares = [share for name in names if (share := row.get(name)) is not None]
-    return f"{value:.3f}" + (f" ± {_standard_error(shares, n_edits):.3f}" if n_edits and shares else "")
+    names = [name for name in row if name in ALL_TASKS] if task == OVERALL else [task]
+    shares = [(share, n_edits[name]) for name in names if name in n_edits and (share := row.get(name)) is not None]
+    return f"{value:.3f}" + (f" ± {_standard_error(shares):.3f}" if shares else "")
 
 
-def _standard_error(shares: Sequence[float], n_edits: int) -> float:
+def _standard_error(shares: Sequence[tuple[float, int]]) -> float:
     """Standard error of the unweighted mean of shares, each of n independent edits: sqrt(sum of p (1 - p) / (n + 4)) / tasks.
 
     p is a share with two more successes and two more failures, else a share of 0 or 1 had no error (Agresti & Coull 1998,
     Approximate is better than "exact" for interval estimation of binomial proportions).
     """
-    adjusted = [(share * n_edits + 2) / (n_edits + 4) for share in shares]
-    return math.sqrt(sum(p * (1 - p) for p in adjusted) / (n_edits + 4)) / len(shares)
+    adjusted = [((share * n + 2) / (n + 4), n) for share, n in shares]
+    return math.sqrt(sum(p * (1 - p) / (n + 4) for p, n in adjusted)) / len(shares)
 
 
-def _read_n_edits(tags: Mapping[str, str]) -> int | None:
+def _read_n_edits(tags: Mapping[str, str], tasks: Set[str]) -> dict[str, int]:
+    """Task -> number of edits. A tag with one number holds for all `tasks`."""
     value = tags.get(N_EDITS_TAG, "")
-    return int(value) if value.isdigit() and int(value) else None
+    return dict.fromkeys(tasks, int(value)) if value.isdigit() and int(value) else _read(tags, N_EDITS_TAG)
 
 
 def _read(tags: Mapping[str, str], key: str) -> dict[str, Any]:
     """The value of a tag with JSON; empty if it is missing, or was cut at the limit of MLflow."""
     try:
         return dict(json.loads(tags.get(key, "{}")))
-    except ValueError:
+    except (ValueError, TypeError):
         return {}
 
 

@@ -23,7 +23,7 @@ from emuedit.editor.package_layout import MODELS
 from emuedit.editor.settings import EditSettings
 from emuedit.metrics import benchmark, report
 from emuedit.metrics.benchmark import CountingSource, EditSource
-from emuedit.metrics.edit_scores import evaluate_system
+from emuedit.metrics.edit_scores import evaluate_system, join_parts, split_edits
 from emuedit.metrics.success_table import format_success, success_with_slices
 from emuedit.metrics.systems import FEW_EDITS, Systems
 from emuedit.models import clip, dino
@@ -35,9 +35,6 @@ from emuedit.stages import batch_divisor, stage_main
 from emuedit.tasks import get_task
 
 OUT = "reports/evaluation"
-EDITS_AT_ONCE = 64
-"""Edits in memory: those made, judged and stored together. A multiple of the batch sizes of images of 512 px, so that the batches
-are those of all edits together: 8 (`sampling.MAX_PIXELS_PER_BATCH`), 32 for the judge and the metrics. Ours."""
 HEADLINE = "{edits} edits evaluated"
 
 
@@ -83,9 +80,6 @@ def run(params: EvaluationParams, root: Path) -> Summary:
     )
     source = benchmark.load(params.world.benchmark, runtime.device)
     n_edits = {task: benchmark.n_to_measure(source, task, params.split, params.n_edits) for task in params.tasks}
-    if isinstance(source, CountingSource):
-        for task, n in n_edits.items():
-            source.check(task, params.split, n)
 
     @cache
     def scorers() -> tuple[ClipScorer, DinoScorer]:
@@ -93,17 +87,17 @@ def run(params: EvaluationParams, root: Path) -> Summary:
 
     work = [(system, task) for system in params.systems for task in params.tasks]
     paths = {item: scratch / f"shard-{item[0]}-{item[1]}.parquet" for item in work}
-    n_done = sum(len(part) for (_, task), path in paths.items() for part in _parts(n_edits[task]) if _is_done(path, part))
+    n_done = sum(len(part) for (_, task), path in paths.items() for part in split_edits(n_edits[task]) if _is_done(path, part))
     n_in_all = len(params.systems) * sum(n_edits.values())
     print(f"evaluation: {n_in_all} edits in {len(work)} groups, {runtime}", flush=True)
-    at_once = max(1, min(*n_edits.values(), FEW_EDITS) // batch_divisor()) if batch_divisor() > 1 else None
+    at_once = max(1, FEW_EDITS // batch_divisor()) if batch_divisor() > 1 else None
     if at_once:
         print(f"evaluation: ran out of memory; retrying with at most {at_once} edits per batch", flush=True)
     with Progress("evaluation", n_in_all, "edit", n_done) as progress:
         steps = params.settings.steps * (1 + params.settings.crop) + 1  # judging and scoring count as one step
         systems = Systems(root / MODELS, params.settings, runtime, lambda n: progress.advance(n / steps), batch_divisor())
         for system, task in work:
-            shard, parts = paths[system, task], _parts(n_edits[task])
+            shard, parts = paths[system, task], split_edits(n_edits[task])
             for part in [part for part in parts if not _is_done(shard, part)]:
                 edits = source(task, params.split, part.start, len(part))
                 records = evaluate_system(system, systems[system], edits, scorers(), params.settings.seed, at_once, part.start)
@@ -115,7 +109,7 @@ def run(params: EvaluationParams, root: Path) -> Summary:
     records = [record for path in paths.values() for record in _read_records(path, params.sheet_columns)]
     tables = report.summarise(records, params.tasks, slices)
     note = benchmark.describe_judge(source, params.tasks, params.split)
-    content = {**({"note": note} if note else {}), **_edit_counts(source, params.split, n_edits), **tables}
+    content = {**({"note": note} if note else {}), **tables, **_edit_counts(source, params.split, n_edits)}
     (scratch / "metrics.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     report.write_csv(scratch / "metrics.csv", tables)
     sheet_system = next((name for name in ("emuedit", "true_task") if name in params.systems), params.systems[0])
@@ -136,11 +130,6 @@ def _edit_counts(source: EditSource, split: str, n_edits: Mapping[str, int]) -> 
     return {"edits": {task: {**source.count(task, split)._asdict(), "measured": n} for task, n in n_edits.items()}}
 
 
-def _parts(n_edits: int) -> list[range]:
-    """The positions of all edits of a task, split into parts of at most EDITS_AT_ONCE."""
-    return [range(start, min(start + EDITS_AT_ONCE, n_edits)) for start in range(0, n_edits, EDITS_AT_ONCE)]
-
-
 def _part_path(shard: Path, part: range) -> Path:
     """The file of a part of a shard; a hidden one, which is not published."""
     return shard.with_name(f".{shard.stem}-{part.start}{shard.suffix}")
@@ -152,15 +141,9 @@ def _is_done(shard: Path, part: range) -> bool:
 
 
 def _join_parts(shard: Path, parts: Sequence[range]) -> None:
-    """Write the shard, then delete its parts. Only PNGs are in memory.
-
-    As if all edits had been made at once, the records have the reference results only if all of them are known.
-    """
+    """Write the shard, then delete its parts. Only PNGs are in memory."""
     files = [_part_path(shard, part) for part in parts]
-    records = [record for file in files for record in read_shard(file, EvalRecord)]
-    if any(record.exact is None for record in records):
-        records = [replace(record, exact=None) for record in records]
-    write_shard(shard, records, EvalRecord)
+    write_shard(shard, join_parts(read_shard(file, EvalRecord) for file in files), EvalRecord)
     for file in files:
         file.unlink()
 

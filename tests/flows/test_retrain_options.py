@@ -7,9 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from emuedit.config import ParamsError
-from flows import retrain
+from flows import dvc_graph, gate_stage, retrain
 from flows.retrain_options import RetrainOptions
 
 
@@ -65,6 +66,25 @@ def test_what_would_keep_the_gate_from_deciding_is_found_before_the_first_stage(
     assert re.search(words, capsys.readouterr().err)
     assert not list(tmp_path.glob("mlflow*"))
     assert retrain.main(["--dry-run", "--no-register"]) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("isolated_environment")
+def test_all_usable_edits_of_a_task_may_be_too_few_for_the_gate(repository: Path, tmp_path: Path) -> None:
+    shutil.copytree(repository, tmp_path, dirs_exist_ok=True)
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    Image.new("RGB", (16, 16)).save(folder / "a.png")
+    rows = ["a.png,local,do it,a cat,a dog"] * 3 + ["a.png,add,do it,a cat,a dog"] * 2 + ["a.png,add,do it,a cat,a cat"]
+    (folder / "edits.csv").write_text("\n".join(["image,task,instruction,input_caption,output_caption", *rows, ""]))
+    (folder / "judge.yaml").write_text("{clip: not/opened, dino: not/opened}\n")
+    params = "world: {benchmark: photos}\nscores: {tasks: [local, add], n_edits: null}\npromotion: {min_edits: 3}\n"
+    (tmp_path / "params.yaml").write_text(params)
+    (tmp_path / "dvc.yaml").write_text(PIPELINE)
+    with pytest.raises(ParamsError, match=r"at least promotion.min_edits, 3, usable .*got \{'add': 2\}; add rows to edits.csv, "):
+        gate_stage.check(dvc_graph.read(tmp_path))
+    (tmp_path / "params.yaml").write_text(params.replace("min_edits: 3", "min_edits: 2"))
+    gate_stage.check(dvc_graph.read(tmp_path))
 
 
 def test_as_many_edits_as_a_decision_may_rest_on_are_enough(repository: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """How many edits of a benchmark are measured, and which are left out."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -9,6 +10,7 @@ from emuedit.config import ParamsError
 from emuedit.metrics import benchmark
 from emuedit.metrics.benchmark import EditCounts
 from emuedit.metrics.photo_benchmark import BenchmarkError, JudgeFile, write_judge
+from emuedit.tasks import UnknownTaskError
 
 ROWS = """\
 a.png,local,make it red,a star,a red star,,
@@ -49,5 +51,23 @@ def test_without_a_number_all_usable_edits_are_measured(source: benchmark.EditSo
         benchmark.n_to_measure(source, "add", "held_out", None)
     toy = benchmark.load("toyworld/edits/toy_benchmark.py")
     assert benchmark.n_to_measure(toy, "local", "held_out", 5) == 5
-    with pytest.raises(ParamsError, match="want a number as n_edits, got null, which needs a benchmark with a table"):
+    with pytest.raises(BenchmarkError, match=r"want 4 edits of local .* \(if it is a number\), .* or add rows .* to edits.csv"):
+        benchmark.n_to_measure(source, "local", "held_out", 4)
+    with pytest.raises(UnknownTaskError):
+        benchmark.n_to_measure(toy, "flying", "held_out", 5)
+    with pytest.raises(ParamsError, match=r"evaluation\.n_edits: want a number, got null, which needs a benchmark with a table"):
         benchmark.n_to_measure(toy, "local", "held_out", None)
+
+
+def test_a_benchmark_without_a_check_makes_one_edit_to_find_out_whether_it_has_them() -> None:
+    calls: list[tuple[int, int]] = []
+
+    def source(task: str, split: str, start: int, n: int) -> Any:
+        calls.append((start, n))
+        if start + n > 7:
+            raise ValueError("7 edits")
+
+    assert benchmark.n_to_measure(source, "local", "held_out", 7) == 7
+    with pytest.raises(ValueError, match="7 edits"):
+        benchmark.n_to_measure(source, "local", "held_out", 8)
+    assert calls == [(6, 1), (7, 1)]

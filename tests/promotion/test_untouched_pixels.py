@@ -86,7 +86,7 @@ def test_references_are_used_for_each_edit_that_has_one(photograph: tuple[Pixels
     """`exact` of a benchmark of photographs is None unless all edits have a reference result."""
     source, exact = photograph
     edits = PhotoEdits("local", ["a", "b"], ["", ""], ["", ""], np.stack([source] * 2), [exact, None], None)  # type: ignore[arg-type]
-    records = comparison._with_references([record_of(source, source, None)] * 2, edits)
+    records = comparison._with_references([record_of(source, source, None)] * 2, comparison._references(edits))
     measured = comparison._summarise("new", {"local": records}.items(), "key")
     assert measured.untouched == {"local": [0.0, None]}
     assert measured.untouched_gaps == {"without a reference result": 1}

@@ -71,6 +71,18 @@ def test_scores_have_a_standard_error_if_the_number_of_edits_is_known(tags: dict
     assert "edits per task" not in version_card.render(ModelVersion(3, "run3", tags))
 
 
+def test_each_task_has_the_standard_error_of_its_number_of_edits(tags: dict[str, str]) -> None:
+    params = PARAMS | {"evaluation": {"n_edits": None}}
+    scores = version_card.make_tags(TABLE, "emuedit", params, measured={"local": 12, "remove": 46})
+    lines = version_card.render(ModelVersion(3, "run3", tags | scores)).splitlines()
+    assert [line for line in lines if line.startswith(("| overall", "| local", "| remove"))] == [
+        "| overall | 0.600 ± 0.069 | 0.100 ± 0.048 |",  # sqrt(.65 * .35 / 16 + .5 * .5 / 50) / 2, and of `remove` alone
+        "| local | 0.700 ± 0.119 | - |",
+        "| remove | 0.500 ± 0.071 | 0.100 ± 0.048 |",
+    ]
+    assert any("Edits: 12 of local, 46 of remove; ± is the standard error" in line for line in lines)
+
+
 def test_a_task_without_successes_has_a_standard_error(tags: dict[str, str]) -> None:
     table = {"emuedit": {"overall": 0.5, "local": 0.0, "remove": 1.0}}
     scores = version_card.make_tags(table, "emuedit", PARAMS | {"evaluation": {"n_edits": 32}})

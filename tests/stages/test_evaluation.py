@@ -157,7 +157,7 @@ def test_an_evaluation_that_ran_out_of_memory_makes_a_few_edits_at_once(
     monkeypatch.setenv(MEMORY_ENV, "1")
     assert evaluation.run(params, tmp_path).counts == first
     assert divisors == [1, 2]
-    assert "evaluation: ran out of memory; retrying with at most 2 edits per batch" in capsys.readouterr().out
+    assert "evaluation: ran out of memory; retrying with at most 4 edits per batch" in capsys.readouterr().out
 
 
 def test_unknown_systems_and_tasks_are_named(tmp_path: Path) -> None:

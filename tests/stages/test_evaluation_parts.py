@@ -13,10 +13,10 @@ import torch
 from emuedit.data.image_io import Pixels
 from emuedit.data.publish import read_folder
 from emuedit.data.records import EvalRecord
-from emuedit.metrics import benchmark
+from emuedit.metrics import benchmark, edit_scores
 from emuedit.metrics.benchmark import EditCounts
 from emuedit.metrics.systems import Systems
-from emuedit.stages import evaluation
+from emuedit.stages import MEMORY_ENV, evaluation
 from tests.stages.workspace import load_params, read_files
 
 N = 10
@@ -75,6 +75,10 @@ class Source:
         self.calls.append((task, start, n))
         return Edits(task, range(start, start + n), self.without_results)
 
+    def check(self, task: str, split: str, n: int) -> None:
+        if n > N:
+            raise ValueError(f"want {n} edits of {task}")
+
 
 class CountedSource(Source):
     """A benchmark with a table: task -> its edits, and those that can be judged."""
@@ -109,7 +113,7 @@ def light_models(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def evaluate(root: Path, patch: pytest.MonkeyPatch, at_once: int, source: Source, **changes: Any) -> dict[str, bytes]:
     patch.setattr(benchmark, "load", lambda *_: source)
-    patch.setattr(evaluation, "EDITS_AT_ONCE", at_once)
+    patch.setattr(edit_scores, "EDITS_AT_ONCE", at_once)
     values = {"systems": ("identity", "true_task"), "tasks": ("remove", "add"), "n_edits": N, "sheet_columns": 2, "slices": {}}
     values |= {"dtype": "float32", "device": "cpu"} | changes
     evaluation.run(load_params(evaluation.EvaluationParams, "evaluation", **values), root)
@@ -156,10 +160,15 @@ def test_a_stopped_evaluation_makes_only_the_edits_that_were_not_stored(
 
 
 @pytest.mark.slow
-def test_a_benchmark_with_too_few_edits_is_refused_before_any_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = CountedSource({"remove": (N, N), "add": (N, N - 1)})
-    with pytest.raises(ValueError, match=f"want {N} edits of add"):
-        evaluate(tmp_path, monkeypatch, 64, source)
+@pytest.mark.parametrize(
+    ("source", "n", "task"), [(CountedSource({"remove": (N, N), "add": (N, N - 1)}), N, "add"), (Source(), N + 1, "remove")]
+)
+def test_a_benchmark_with_too_few_edits_is_refused_before_any_is_made(
+    source: Source, n: int, task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by one that can check, but not count."""
+    with pytest.raises(ValueError, match=f"want {n} edits of {task}"):
+        evaluate(tmp_path, monkeypatch, 64, source, n_edits=n)
     assert not source.calls
 
 
@@ -174,3 +183,13 @@ def test_all_edits_of_each_task_are_measured_without_a_number(tmp_path: Path, mo
         "add": {"in_table": 4, "usable": 4, "measured": 4},
     }
     assert metrics["note"] == "left out, with equal captions and no result: 2 of 9 edits of remove"
+    assert list(metrics)[-1] == "edits", "after the success, since a commit message shows only the first metrics"
+
+
+@pytest.mark.slow
+def test_a_task_with_few_edits_does_not_make_the_batches_of_others_smaller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(MEMORY_ENV, "1")
+    evaluate(tmp_path, monkeypatch, 64, CountedSource({"remove": (9, 9), "add": (2, 2)}), systems=("identity",), n_edits=None)
+    assert "evaluation: ran out of memory; retrying with at most 4 edits per batch" in capsys.readouterr().out

@@ -38,6 +38,10 @@ pytestmark = pytest.mark.timeout(300)
 
 class StubEditor:
     tasks = ("local",)
+    is_finished = False
+
+    def finish(self) -> None:
+        self.is_finished = True
 
     @contextmanager
     def sampling(self) -> Iterator[str]:
@@ -94,6 +98,17 @@ def test_a_preview_is_made_by_the_processes_that_show_it(
     params = load_params(train.TrainParams, "train", dtype="float32")
     train.TrainJob(params, None, tmp_path, tmp_path).train("cuda")  # type: ignore[arg-type]
     assert previews == ["cuda:1" if is_made else None]
+
+
+@pytest.mark.parametrize("rank", [None, 2])
+def test_adapters_are_not_merged_in_the_training(rank: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The merge needs all weights in float32: it is done on the CPU."""
+    monkeypatch.setattr(train.TrainJob, "make_editor", lambda _: (StubEditor(), StubEditor()))
+    monkeypatch.setattr(train, "TrainLoop", lambda *_: SimpleNamespace(run=lambda: None))
+    lora = None if rank is None else {"rank": rank}
+    params = load_params(train.TrainParams, "train", preview=None, dtype="float32", lora=lora, lr_mult_text=0.0)
+    editor: Any = train.TrainJob(params, None, tmp_path, tmp_path).train("cpu")  # type: ignore[arg-type]
+    assert editor.is_finished == (rank is None)
 
 
 @pytest.mark.slow

@@ -62,16 +62,19 @@ def imports() -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_imports_have_no_effects_and_need_no_orchestrator(imports: dict[str, Any]) -> None:
     assert imports["effects"] == []
 
 
+@pytest.mark.slow
 def test_light_modules_do_not_import_torch(imports: dict[str, Any]) -> None:
     """Params, records, seeds and tasks do not cost the seconds that torch takes to import."""
     assert imports["heavy"][0] == []
 
 
+@pytest.mark.slow
 def test_stages_import_libraries_of_models_only_where_a_model_is_loaded(imports: dict[str, Any]) -> None:
     """So `retrain` checks the params of all stages in seconds; diffusers and transformers would take ten more."""
     assert imports["heavy"][1] == ["torch"]

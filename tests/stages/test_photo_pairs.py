@@ -84,6 +84,7 @@ def test_the_users_image_is_the_source_upright_and_cropped_to_its_centre(root: P
         assert pair.scores["clip_source"] is not None
 
 
+@pytest.mark.slow
 def test_the_box_is_drawn_around_the_object_of_the_photograph(root: Path) -> None:
     pair_of = pairs_of(root)
     detect = next(

@@ -43,6 +43,7 @@ def test_maps_of_renders_are_the_exact_maps(held_out: Scenes, task: str) -> None
     assert error.max() < 0.03
 
 
+@pytest.mark.slow
 def test_unreadable_pictures_are_invalid(held_out: Scenes) -> None:
     truth = render.truth(held_out[:3])
     spoiled = truth.images.copy()

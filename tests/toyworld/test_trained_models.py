@@ -63,6 +63,7 @@ def test_the_published_detector_loads_and_detects(published: dict[str, Path], x:
     assert len(no_phrase) == 0
 
 
+@pytest.mark.slow
 def test_the_published_segmenter_loads_and_segments(published: dict[str, Path], x: Tensor) -> None:
     from emuedit.models import segmenter as adapter
 

@@ -131,6 +131,7 @@ def test_processes_of_which_one_alone_has_a_state_do_not_train_on(tmp_path: Path
         run_distributed(2, "cpu", resume_with_state_in_one, str(tmp_path))
 
 
+@pytest.mark.slow
 def test_processes_of_this_machine_wait_for_a_long_preview(tmp_path: Path) -> None:
     run_distributed(2, "cpu", write_rank, str(tmp_path))
     check_ranks(tmp_path)

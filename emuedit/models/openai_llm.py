@@ -16,7 +16,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import Field
 
-from emuedit import http_redirects
+from emuedit import http_requests
 from emuedit.config import Params
 from emuedit.models.chat_completion import FILTERED, NoCompletionError, text_of
 from emuedit.models.language_model import (
@@ -96,7 +96,7 @@ class OpenAILLM:
         self.settings, self.backoff_s = settings or EndpointSettings(), backoff_s
         self._limit_name = _LIMIT
         self._has_system_role = True
-        self._opener = urllib.request.build_opener(http_redirects.NoRedirects)
+        self._opener = urllib.request.build_opener(http_requests.NoRedirects)
 
     def write(
         self,
@@ -160,8 +160,7 @@ class OpenAILLM:
 
     def _request(self, payload: dict[str, Any]) -> str:
         """Send one request and return the text of its first choice, see `text_of`."""
-        agent = {"User-Agent": "emuedit"}  # Cloudflare refuses that of urllib
-        headers = {"Content-Type": "application/json"} | agent | self._key_header()
+        headers = {"Content-Type": "application/json"} | http_requests.USER_AGENT | self._key_header()
         data = json.dumps(payload).encode()
         request = urllib.request.Request(self.url, data=data, headers=headers)  # noqa: S310 - scheme is checked
         with self._opener.open(request, timeout=self.settings.timeout_s) as response:
@@ -195,7 +194,7 @@ def _without_patterns(schema: Any) -> Any:
 
 def _status_hint(error: urllib.error.HTTPError, payload: dict[str, Any]) -> str:
     """What to do about an endpoint that answers this request with this error."""
-    if address := http_redirects.target(error.geturl(), error.code, error.headers):
+    if address := http_requests.target(error.geturl(), error.code, error.headers):
         return f"; it redirects to {address}; use that address in world.llm of params.yaml"
     if error.code == HTTPStatus.NOT_FOUND:
         return "; does the address in world.llm of params.yaml end in /v1, and is the model's name right?"

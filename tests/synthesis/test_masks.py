@@ -7,10 +7,10 @@ from pydantic import ValidationError
 from torch.testing import assert_close
 
 from emuedit.models.detector import Detections
-from emuedit.models.segmenter import Masks
 from emuedit.synthesis import masks
 from emuedit.synthesis.masks import DetectionLimits, LocatedObject, MaskParams
 from emuedit.synthesis.rejection import Rejected
+from tests.synthesis.fake_segmenter import FakeSegmenter
 
 LIMITS = DetectionLimits(threshold=0.2, nms_iou=0.5, min_area=0.01, max_area=0.5)
 PRECISE: dict[str, Any] = {
@@ -35,19 +35,6 @@ class FakeDetector:
             n = 0 if phrase == "nothing" else 2
             detections.append(Detections(boxes[:n], torch.tensor([0.9, 0.3])[:n], torch.zeros(n, dtype=torch.int64)))
         return detections
-
-
-class FakeSegmenter:
-    """Fills every box."""
-
-    def segment(self, images: torch.Tensor, boxes_px: Sequence[torch.Tensor]) -> list[Masks]:
-        image_masks = []
-        for boxes in boxes_px:
-            filled = torch.zeros(len(boxes), *images.shape[-2:], dtype=torch.bool)
-            for mask, (x0, y0, x1, y1) in zip(filled, boxes.int().tolist(), strict=True):
-                mask[y0:y1, x0:x1] = True
-            image_masks.append(Masks(filled, torch.ones(len(boxes))))
-        return image_masks
 
 
 def object_of_area(area_px: int) -> LocatedObject:

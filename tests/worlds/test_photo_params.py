@@ -1,7 +1,6 @@
 """What the params of a photo world keep and reject, and the regions that they edit."""
 
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from emuedit import config
 from emuedit.data.filters import apply_filters
 from emuedit.data.records import Instruction
 from emuedit.models.detector import Detections
-from emuedit.models.segmenter import Masks
 from emuedit.runtime import Runtime
 from emuedit.stages.dataset import DatasetParams
 from emuedit.stages.pairs import PairsParams
@@ -23,6 +21,7 @@ from emuedit.synthesis.shard_maker import ShardMaker
 from emuedit.tasks import TASKS
 from emuedit.worlds.photo_world import MODELS, PRESETS, PhotoWorld, render
 from tests.repository import ROOT
+from tests.synthesis.fake_segmenter import FakeSegmenter
 
 GOOD = {
     "clip_source": 0.28, "clip_target": 0.28, "clip_direction": 0.3, "clip_image": 0.85, "source_object_before": 0.6,
@@ -82,26 +81,13 @@ class TwoCandles:
         return [Detections(boxes_px, torch.tensor([0.9, 0.6]), torch.zeros(2, dtype=torch.int64)) for _ in images]
 
 
-class BoxFiller:
-    """Segments every box as its area."""
-
-    def segment(self, images: torch.Tensor, boxes_px: Sequence[torch.Tensor]) -> list[Masks]:
-        image_masks = []
-        for boxes in boxes_px:
-            filled = torch.zeros(len(boxes), *images.shape[-2:], dtype=torch.bool)
-            for mask, (x0, y0, x1, y1) in zip(filled, boxes.int().tolist(), strict=True):
-                mask[y0:y1, x0:x1] = True
-            image_masks.append(Masks(filled, torch.ones(len(boxes))))
-        return image_masks
-
-
 @pytest.mark.slow
 def test_all_objects_of_a_name_are_edited(params_file: Path) -> None:
     """For "add candles" only one of them was removed from the target, so that the source showed the others."""
     toy, photo = (config.load(PairsParams, "pairs", path) for path in (ROOT / "params.yaml", params_file))
     params = toy.model_copy(update={"steps": 2, "all_instances": photo.all_instances})
     models = ModelSet(params.world, ROOT, Runtime("cpu", "float32"))
-    models.detector, models.segmenter = TwoCandles(), BoxFiller()  # type: ignore[assignment]
+    models.detector, models.segmenter = TwoCandles(), FakeSegmenter()  # type: ignore[assignment]
     captions, objects = ("a red star and a blue ring on grass", "a red star on grass"), ("candles", None)
     instructions = [
         Instruction("c0", "add", "add candles", *captions[::-1], *objects[::-1], True, 0, "test", ""),

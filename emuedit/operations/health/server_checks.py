@@ -39,11 +39,8 @@ def check_mlflow() -> Iterator[Finding]:
         return
     uri = uri.rstrip("/")
     health = ask(f"{uri}/health", _ANSWER_S)
-    if health.location:
-        yield _redirect_finding("MLflow", uri, health, "MLFLOW_TRACKING_URI")
-        return
-    if not health.is_success:
-        yield Finding("MLflow", "fail", _no_answer(uri, health), _STALE.format(name="MLFLOW_TRACKING_URI"))
+    if problem := _health_problem("MLflow", uri, health, "MLFLOW_TRACKING_URI"):
+        yield problem
         return
     experiments = ask(f"{uri}/api/2.0/mlflow/experiments/search?max_results=1", _ANSWER_S, account=mlflow_account())
     if experiments.status == 403:
@@ -73,11 +70,8 @@ def check_prefect() -> Iterator[Finding]:
         yield Finding("Prefect", "pass", "no server: each retrain starts a local one")
         return
     health = ask(f"{api}/health", _ANSWER_S)
-    if health.location:
-        yield _redirect_finding("Prefect", api, health, "PREFECT_API_URL")
-        return
-    if not health.is_success:
-        yield Finding("Prefect", "fail", _no_answer(api, health), _STALE.format(name="PREFECT_API_URL"))
+    if problem := _health_problem("Prefect", api, health, "PREFECT_API_URL"):
+        yield problem
         return
     client_version, answer = (
         importlib.metadata.version("prefect"),
@@ -170,11 +164,18 @@ def _prefect_account() -> str:
     return os.environ.get("PREFECT_API_AUTH_STRING", "")
 
 
-def _redirect_finding(name: str, url: str, health: Answer, variable: str) -> Finding:
-    """A failure: clients would send a redirected POST as a GET, or the account to another server."""
-    address = hide_password(health.location.removesuffix("/health"))
-    detail = f"{hide_password(url)} redirects to {address}, and requests with data or an account do not follow"
-    return Finding(name, "fail", detail, f"set {variable} to that address")
+def _health_problem(name: str, url: str, health: Answer, variable: str) -> Finding | None:
+    """Why clients cannot use a server by its answer at /health; None if they can. `variable`: that with its address.
+
+    A redirect is a failure: clients would send a redirected POST as a GET, or the account to another server.
+    """
+    if health.location:
+        address = hide_password(health.location.removesuffix("/health"))
+        detail = f"{hide_password(url)} redirects to {address}, and requests with data or an account do not follow"
+        return Finding(name, "fail", detail, f"set {variable} to that address")
+    if not health.is_success:
+        return Finding(name, "fail", _no_answer(url, health), _STALE.format(name=variable))
+    return None
 
 
 def _no_answer(url: str, answer: Answer) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from emuedit import http_redirects
+from emuedit import http_requests
 from emuedit.tracking.service_errors import hide_password
 
 
@@ -53,7 +53,7 @@ def ask(url: str, timeout_s: float, payload: Any = None, account: str = "") -> A
         user, _, host = parts.netloc.rpartition("@")
         url, account = urlunsplit(parts._replace(netloc=host)), unquote(user if ":" in user else f"{user}:")
     data = None if payload is None else json.dumps(payload).encode()
-    headers = {"Content-Type": "application/json", "User-Agent": "emuedit"}  # Cloudflare refuses that of urllib
+    headers = {"Content-Type": "application/json"} | http_requests.USER_AGENT
     if account:
         headers["Authorization"] = f"Basic {base64.b64encode(account.encode()).decode()}"
     request = urllib.request.Request(url, data, headers)  # noqa: S310  the scheme is checked above
@@ -61,22 +61,23 @@ def ask(url: str, timeout_s: float, payload: Any = None, account: str = "") -> A
     if parts.hostname in ("localhost", "127.0.0.1", "::1"):
         handlers.append(urllib.request.ProxyHandler({}))
     if data is not None or account:
-        handlers.append(http_redirects.NoRedirects())
+        handlers.append(http_requests.NoRedirects())
     try:
-        with urllib.request.build_opener(*handlers).open(request, timeout=timeout_s) as response:
-            place = response.geturl()
-            location = "" if place == request.full_url else place
-            return Answer(response.status, response.read(), _headers(response.headers), location=location)
-    except urllib.error.HTTPError as error:
-        with error:
-            place = error.geturl()
-            target = http_redirects.target(place, error.code, error.headers)
-            problem = f"it redirects to {hide_password(target)}; use that address" if target else ""
-            location = target or ("" if place == request.full_url else place)
-            return Answer(error.code, error.read(), _headers(error.headers), problem, location)
+        try:
+            response = urllib.request.build_opener(*handlers).open(request, timeout=timeout_s)
+        except urllib.error.HTTPError as error:
+            response = error
+        with response:
+            return _read(response, request.full_url)
     except (OSError, http.client.HTTPException) as error:
         return Answer(0, error=str(getattr(error, "reason", error)))
 
 
-def _headers(message: Any) -> tuple[tuple[str, str], ...]:
-    return tuple((name.lower(), value) for name, value in message.items())
+def _read(response: Any, url: str) -> Answer:
+    """The answer to a request of `url`: a response of urllib, or the HTTPError that it raised instead."""
+    place = response.geturl()
+    target = http_requests.target(place, response.status, response.headers)
+    problem = f"it redirects to {hide_password(target)}; use that address" if target else ""
+    location = target or ("" if place == url else place)
+    headers = tuple((name.lower(), value) for name, value in response.headers.items())
+    return Answer(response.status, response.read(), headers, problem, location)

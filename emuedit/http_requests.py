@@ -1,9 +1,13 @@
-"""HTTP requests whose redirects are not followed, so that a payload, an account or an API key reaches only the server asked."""
+"""What the HTTP clients share: a name, and redirects that are not followed, so that a payload, an account or an API key reaches
+only the server asked."""
 
 import urllib.request
 from email.message import Message
 from typing import Any
 from urllib.parse import urljoin
+
+USER_AGENT = {"User-Agent": "emuedit"}
+"""Header of all requests: Cloudflare refuses that of urllib."""
 
 
 class NoRedirects(urllib.request.HTTPRedirectHandler):

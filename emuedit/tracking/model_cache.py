@@ -5,6 +5,7 @@ If the cache is not writable, because the home folder is read-only or the disk f
 
 import atexit
 import contextlib
+import fcntl
 import os
 import shutil
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 MAX_MODELS = 8
 """Maximum number of models; beyond it, those unused for a day are deleted, the longest unused first."""
 _UNUSED_S = 24 * 3600.0
+_IN_USE = ".in-use"  # a file in the folder of a model, locked by those that keep the model
 
 Download = Callable[[Path], Path]
 """Downloads a model below a folder, and returns its path."""
@@ -27,7 +29,7 @@ def folder() -> Path | None:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     except RuntimeError:  # no HOME, and no entry in the user database
         return None
-    return cache / "emuedit" / "models"
+    return cache / "emuedit" / "registered-models"
 
 
 def get(key: str, download: Download) -> Path:
@@ -53,6 +55,28 @@ def get(key: str, download: Download) -> Path:
     return path
 
 
+def keep(model: Path) -> None:
+    """Keep a model from being deleted until this process exits, also over `os.execve`.
+
+    Without effect where no file can be locked: in a read-only cache, and on a file system without flock.
+    """
+    with contextlib.suppress(OSError):
+        descriptor = os.open(model / _IN_USE, os.O_RDWR | os.O_CREAT, 0o600)
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        os.set_inheritable(descriptor, True)
+
+
+def _is_kept(model: Path) -> bool:
+    try:
+        with (model / _IN_USE).open("r+") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:  # nobody has kept it
+        return False
+    except OSError:
+        return True
+    return False
+
+
 def _fill(models: Path, key: str, download: Download) -> Path:
     with tempfile.TemporaryDirectory(dir=models, prefix=".part-", ignore_cleanup_errors=True) as temporary:
         path = download(Path(temporary))
@@ -71,5 +95,5 @@ def _prune(models: Path, key: str) -> None:
         complete = [(age_s, path) for age_s, path in ages if not path.name.startswith(".")]
         parts = [(age_s, path) for age_s, path in ages if path.name.startswith(".part-")]
         for age_s, path in (*complete[MAX_MODELS - 1 :], *parts):
-            if age_s > _UNUSED_S:
+            if age_s > _UNUSED_S and not _is_kept(path):
                 shutil.rmtree(path, ignore_errors=True)

@@ -177,26 +177,26 @@ def register_version(
 def download_version(uri: str) -> Path:
     """Folder with the parts of `models:/emuedit-editor@champion`, `models:/emuedit-editor/3` or `runs:/<run id>/<name>`.
 
-    A model is downloaded once and kept in the cache folder of the user, see `model_cache`. Raises RegistryError if there is no
-    such model or its files are missing, ManifestError if its files are not those that were registered, and ServiceError if
-    MLflow or its artifact store cannot be used now: then it is unknown whether there is such a model.
+    Raises the errors of `download_model`.
     """
-    source = _find_model(uri)
-    return model_cache.get(source.cache_name, lambda folder: _download(source, uri, folder) / signed_files.ARTIFACTS)
+    return download_model(uri) / signed_files.ARTIFACTS
 
 
 def numbered_uri(uri: str) -> str:
-    """The URI of the version that an alias such as `models:/emuedit-editor@champion` names now. Raises as `download_version`."""
+    """The URI of the version that an alias such as `models:/emuedit-editor@champion` names now. Raises as `download_model`."""
     return _find_registered_model(uri).uri
 
 
-def download_model(uri: str, folder: Path) -> Path:
-    """Download a model with its code to an empty folder, and check all its files, to serve it. Returns its path.
+def download_model(uri: str) -> Path:
+    """Folder with the whole model, as MLflow serves it: its parts, and the code with which it was registered.
 
-    Raises the errors of `download_version`.
+    A model is downloaded once, its files are checked, and it is kept in the cache folder of the user, see `model_cache`. Raises
+    RegistryError if there is no such model or its files are missing, ManifestError if its files are not those that were
+    registered, and ServiceError if MLflow or its artifact store cannot be used now: then it is unknown whether there is such a
+    model.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    return _download(_find_model(uri), uri, folder)
+    source = _find_model(uri)
+    return model_cache.get(source.cache_name, lambda folder: _download(source, uri, folder))
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,15 @@
 """Serve a registered model so that a roll-out interrupts no request: python -m emuedit.tracking.serve_model.
 
 `mlflow models serve` starts the server as its child and exits at SIGTERM immediately: in a container, this kills the child and
-its requests. Here the model is downloaded, and this process becomes the server, so SIGTERM reaches it: it accepts no new
+its requests. Here the model is downloaded once, and this process becomes the server, so SIGTERM reaches it: it accepts no new
 connections, answers the open requests, and exits. The champion is resolved once, at the start.
 """
 
 import argparse
 import errno
-import fcntl
-import itertools
 import os
-import shutil
 import socket
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,12 +31,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from mlflow.pyfunc import scoring_server
 
     mlflow.set_tracking_uri(tracking_uri())
-    folder = _make_folder(options.port)
     if options.model_uri.startswith((SCHEME, RUNS_SCHEME)):
-        folder = registry.download_model(options.model_uri, folder)
+        model = registry.download_model(options.model_uri)
+        model_cache.keep(model)  # the server also imports code and reads files after its start
     else:
-        folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=options.model_uri, dst_path=str(folder)))
-    _, environment = scoring_server.get_cmd(str(folder), options.port, options.host, options.timeout)
+        model = Path(mlflow.artifacts.download_artifacts(artifact_uri=options.model_uri))
+    _, environment = scoring_server.get_cmd(str(model), options.port, options.host, options.timeout)
     command = [
         sys.executable, "-m", "uvicorn", "--host", options.host, "--port", str(options.port),
         "--timeout-graceful-shutdown", str(options.timeout + 10), _APP,
@@ -50,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _check_port(host: str, port: int) -> None:
-    """Raises SystemExit if the server could not listen at the port: before a long download, and before a folder is emptied."""
+    """Raises SystemExit if the server could not listen at the port: before a long download."""
     try:
         for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
             _bind(family, kind, protocol, address)
@@ -70,35 +66,6 @@ def _bind(family: int, kind: int, protocol: int, address: tuple[object, ...]) ->
     except OSError as error:
         if error.errno not in _NO_SUCH_ADDRESS:
             raise
-
-
-def _make_folder(port: int) -> Path:
-    """An empty folder for the model of the server at this port; replaces the folder of an earlier start, if that has ended.
-
-    A server locks its folder until it exits: it also reads the model after its start, and answers open requests after it has
-    closed its port. Until then, or if it runs in another container, the folder of the next start has the suffix -2, -3, ...
-    """
-    cache = model_cache.folder()
-    if cache is None:
-        return Path(tempfile.mkdtemp(prefix="emuedit-served-"))
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    names = (f"served-{port}" + (f"-{number}" if number > 1 else "") for number in itertools.count(1))
-    folder = cache.parent / next(name for name in names if _lock(cache.parent / f"{name}.lock"))
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(exist_ok=True)
-    return folder
-
-
-def _lock(path: Path) -> bool:
-    """Lock a file until this process exits, also over `os.execve`; False if another process holds the lock."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return False
-    os.set_inheritable(descriptor, True)
-    return True
 
 
 def _parser() -> argparse.ArgumentParser:

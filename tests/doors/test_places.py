@@ -17,6 +17,15 @@ from emuedit.tracking import model_cache, moved_store, run_outbox, runs
 from flows import dvc_graph
 from tests.repository import ROOT
 
+KEEP_OVER_EXEC = """
+import os, sys
+from pathlib import Path
+from emuedit.tracking import model_cache
+model_cache.keep(Path(sys.argv[1]))
+print("kept", flush=True)
+os.execv(sys.executable, [sys.executable, "-S", "-c", "input()"])
+"""
+
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,12 +161,12 @@ def test_a_full_cache_disk_is_not_needed(
 
     assert (model_cache.get("m-1", download) / "weights").stat().st_size == 2**21
     assert "No space left on device" in capsys.readouterr().err
-    assert list((small_disk / "emuedit/models").iterdir()) == []
+    assert list((small_disk / "emuedit/registered-models").iterdir()) == []
 
 
 def test_the_cache_is_bounded_and_keeps_what_is_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    models = tmp_path / "emuedit/models"
+    models = tmp_path / "emuedit/registered-models"
     long_ago = time.time() - 10 * 24 * 3600
     for number in range(12):
         path = model_cache.get(f"m-{number}", download_to)
@@ -172,6 +181,26 @@ def test_the_cache_is_bounded_and_keeps_what_is_in_use(tmp_path: Path, monkeypat
     assert ".part-killed" not in left
 
 
+@pytest.mark.slow
+def test_a_model_that_a_server_keeps_is_not_deleted_until_it_exits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is kept over `execve`, with which a program becomes the server."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    models = [model_cache.get(f"m-{number}", download_to) for number in range(model_cache.MAX_MODELS)]
+    command = [sys.executable, "-c", KEEP_OVER_EXEC, models[0]]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        assert server.stdout.readline() == b"kept\n"
+        for number, path in enumerate(models):
+            os.utime(path, (number, number))
+        model_cache.get("new", download_to)
+        assert models[0].exists()
+        server.stdin.close()
+    model_cache.get("newer", download_to)
+    assert not models[0].exists()
+    assert models[2].exists()
+
+
 def test_two_that_download_at_once_share_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
@@ -179,7 +208,7 @@ def test_two_that_download_at_once_share_the_model(tmp_path: Path, monkeypatch: 
         model_cache.get("m", download_to)  # another process, which is faster
         return download_to(folder)
 
-    assert model_cache.get("m", slow_download) == tmp_path / "emuedit/models/m"
+    assert model_cache.get("m", slow_download) == tmp_path / "emuedit/registered-models/m"
 
 
 def test_results_wait_in_a_folder_with_a_space(tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ def test_from_first_model_to_refusal_to_next_champion(
         registry.download_version("models:/emuedit-editor")
 
     shutil.rmtree(project / "mlruns")
-    shutil.rmtree(folder)  # in the cache of the user
+    shutil.rmtree(folder.parent)  # in the cache of the user
     with pytest.raises(registry.RegistryError, match="its files are missing in the artifact store; choose another one"):
         registry.download_version("models:/emuedit-editor/3")
     with pytest.raises(registry.RegistryError, match=r"version 3 has no dvc.lock in the artifact store"):

@@ -35,7 +35,7 @@ def forget(downloaded: Path) -> None:
 
 @pytest.mark.slow
 def test_files_and_code_of_a_version_are_checked_against_the_registry(version: ModelVersion, tmp_path: Path) -> None:
-    forget(registry.download_version(version.uri))
+    forget(registry.download_model(version.uri))
     files = stored_files(version)
     listed = (files / MANIFEST_FILE).read_text()
     for name in (
@@ -56,7 +56,7 @@ def test_files_and_code_of_a_version_are_checked_against_the_registry(version: M
         "want manifest.json": lambda model: (model / MANIFEST_FILE).unlink(),
         "got one with another hash": lambda model: ((model / "MLmodel").write_text("flavors: {}"), write_manifest(model)),
     }
-    for number, (message, change) in enumerate(changes.items()):
+    for message, change in changes.items():
         change(files)
         with pytest.raises(ManifestError, match=message):
             registry.download_version(version.uri)
@@ -64,12 +64,16 @@ def test_files_and_code_of_a_version_are_checked_against_the_registry(version: M
             with pytest.raises(ManifestError, match=message):
                 registry.download_version(f"runs:/{version.run_id}/{registry.MODEL_NAME}")
         with pytest.raises(ManifestError, match=message):
-            registry.download_model(version.uri, tmp_path / f"served-{number}")
+            registry.download_model(version.uri)
         shutil.rmtree(files)
         shutil.copytree(backup, files)
-    forget(registry.download_version(version.uri))
-    model = registry.download_model(version.uri, tmp_path / "served")
+    model = registry.download_model(version.uri)
     assert (model / "code/emuedit/editing/api.py").is_file()
+    shutil.rmtree(files)  # nothing is downloaded twice
+    assert registry.download_model(version.uri) == model
+    assert registry.download_version(version.uri) == model / "artifacts"
+    forget(model)
+    shutil.copytree(backup, files)
     mlflow_client.client().delete_model_version_tag(registry.MODEL_NAME, str(version.number), signed_files.MANIFEST_TAG)
     message = r"want the tag emuedit.manifest of models:/emuedit-editor/1 .*, got none"
     with pytest.raises(ManifestError, match=message):

@@ -44,7 +44,7 @@ class Split:
         return cls([row for row in range(n) if row not in held_out], held_out)
 
 
-def check_name(name: str, editor: Editor) -> None:
+def check_new_name(name: str, editor: Editor) -> None:
     """Raise LearnError for a name that the editor or its task predictor already has."""
     if name in editor.reserved_names:
         raise LearnError(f"want a new name, got {name!r}; the editor has the names {', '.join(editor.reserved_names)}")
@@ -57,7 +57,7 @@ def learn(editor: Editor, examples: Sequence[ExampleEdit], settings: InversionSe
     TaskPackError if `out` has another editor's pack of that name, and FolderError if `out` cannot be written; nothing is computed
     or written then.
     """
-    check_name(settings.task, editor)
+    check_new_name(settings.task, editor)
     check_writable(out)
     sampler, file = editor.sampler, out / f"{settings.task}.safetensors"
     task_pack.check_replaceable(file, sampler.fingerprint)

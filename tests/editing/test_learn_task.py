@@ -14,7 +14,7 @@ from emuedit import EditError, Editor, cli
 from emuedit.data import example_folder, image_io
 from emuedit.data.publish import write_summary
 from emuedit.editing import learn_task, task_commands
-from emuedit.editing.learn_task import LearnError, Split, check_name, settings_for
+from emuedit.editing.learn_task import LearnError, Split, check_new_name, settings_for
 from emuedit.editor import task_pack
 from emuedit.editor.task_pack import TaskPackError
 from emuedit.tasks import ALL_TASKS
@@ -157,7 +157,7 @@ def test_a_name_of_the_task_predictor_is_refused_and_its_pack_changes_nothing(wo
     editor.predictor = SimpleNamespace(labels=("local", "no_edit"), new_tasks=("darken",))  # type: ignore[assignment]
     for name in ("no_edit", "darken"):
         with pytest.raises(LearnError, match=f"want a new name, got '{name}'"):
-            check_name(name, editor)
+            check_new_name(name, editor)
         task_pack.save(
             task_pack.TaskPack(name, v, editor.sampler.fingerprint, 1, {}, None, ("x",)), tmp_path / "pack.safetensors"
         )
@@ -297,4 +297,4 @@ def test_only_a_task_of_a_pack_can_be_removed(workspace: Path) -> None:
     with pytest.raises(EditError, match="want a task added by a pack, got 'remove'; added tasks: none"):
         editor.remove_task("remove")
     with pytest.raises(LearnError, match="want a new name"):
-        check_name("remove", editor)
+        check_new_name("remove", editor)

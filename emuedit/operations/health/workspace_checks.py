@@ -46,7 +46,7 @@ def check_dvc_locks() -> Iterator[Finding]:
     elif entries:
         yield Finding("DVC locks", "pass", f"held by DVC, process {entries[0][1]}")
     else:
-        yield Finding("DVC locks", "pass", "none held, repository " + ("in use by another DVC" if _is_locked() else "free"))
+        yield _repository_lock()
 
 
 def check_unfinished_uploads() -> Iterator[Finding]:
@@ -143,16 +143,21 @@ def _is_dvc(pid: int) -> bool:
     return any("dvc" in Path(word).name or "retrain" in Path(word).name for word in words)
 
 
-def _is_locked() -> bool:
+def _repository_lock() -> Finding:
     """Whether a process holds DVC's lock of the whole repository; the existence of the file alone means nothing."""
+    state = "free"
     try:
         with (_LOCKS / "lock").open() as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)  # exclusive locks need write access on NFS
     except FileNotFoundError:
-        return False
+        pass
     except BlockingIOError:
-        return True
-    return False
+        state = "in use by another DVC"
+    except OSError as error:
+        detail = f"{_LOCKS / 'lock'} cannot be locked (flock): {error.strerror}"
+        fix = "give this user access to it; on a file system without locks, move the project to another one, such as a local disk"
+        return Finding("DVC locks", "fail", detail, fix)
+    return Finding("DVC locks", "pass", f"none held, repository {state}")
 
 
 def _size(folder: Path) -> int:

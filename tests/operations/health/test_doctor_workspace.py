@@ -1,5 +1,7 @@
 """What `emuedit doctor` says about the working folder: data that only it has, stages without DVC, old work in scratch."""
 
+import errno
+import fcntl
 import os
 import shutil
 import subprocess
@@ -41,6 +43,23 @@ def test_data_that_was_not_pushed_or_was_deleted_in_the_remote_is_found(
     shutil.rmtree(tmp_path / "remote/files")
     (finding,) = workspace_checks.check_data_in_remote()
     assert (finding.status, finding.detail) == ("warn", "1 missing, such as data/")
+
+
+def test_the_lock_of_the_repository_is_free_or_in_use_or_impossible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(".dvc/tmp").mkdir(parents=True)
+    with Path(".dvc/tmp/lock").open("w") as stream:
+        assert next(workspace_checks.check_dvc_locks()).detail == "none held, repository free"
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        assert next(workspace_checks.check_dvc_locks()).detail == "none held, repository in use by another DVC"
+
+    def without_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", without_locks)
+    (finding,) = workspace_checks.check_dvc_locks()
+    assert (finding.status, finding.detail) == ("fail", ".dvc/tmp/lock cannot be locked (flock): No locks available")
+    assert "such as a local disk" in finding.fix
 
 
 def test_a_remote_that_does_not_answer_in_time_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

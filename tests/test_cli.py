@@ -4,7 +4,6 @@ import io
 import re
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -242,22 +241,6 @@ def test_without_a_model_the_error_says_how_to_get_one(workspace: Path, capsys: 
     (workspace / "odd").mkdir()
     assert cli.main(["edit", "in.png", "make it red", "--model", "odd"]) == 2
     assert "want a folder with editor/model_index.json, got odd with []" in capsys.readouterr().err
-
-
-def test_the_champion_comes_before_the_working_folder(
-    sampler: RedSampler, workspace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from emuedit.tracking import registry
-
-    Path("mlflow.db").touch()
-    monkeypatch.setattr(registry, "download_version", lambda uri: workspace / uri.split("@")[1])
-    monkeypatch.setattr(registry, "version_at", lambda alias: None)
-    assert package_folder.resolve_source(None) == (Path("models"), "models/editor")
-    version = SimpleNamespace(uri="models:/emuedit-editor@champion")
-    monkeypatch.setattr(registry, "version_at", lambda alias: version)
-    assert package_folder.resolve_source(None) == (workspace / "champion", "models:/emuedit-editor@champion")
-    challenger = "models:/emuedit-editor@challenger"
-    assert package_folder.resolve_source(challenger) == (workspace / "challenger", challenger)
 
 
 def test_a_package_is_found_from_its_editor_folder(workspace: Path) -> None:

@@ -110,6 +110,7 @@ def test_a_process_leaves_after_its_exit_handlers_and_without_taking_modules_apa
     assert (process.returncode, process.stdout, process.stderr) == (3, "buffered, exit handler\n", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("waits", "output"), [("False", "exit handler\n"), ("True", "thread, exit handler\n")])
 def test_a_process_waits_for_its_threads_on_request(tmp_path: Path, waits: str, output: str) -> None:
     process = run_python(LEAVING_THREAD.replace("WAITS", waits), tmp_path, stdout=subprocess.PIPE)

@@ -81,6 +81,7 @@ def test_a_swap_passes_on_all_of_every_map(words: list[tuple[int, int]]) -> None
     assert_close(mapping.A.sum(1), torch.ones(18))
 
 
+@pytest.mark.slow
 @given(WORDS)
 def test_equal_captions_keep_the_sources_maps_bit_for_bit(words: list[str]) -> None:
     P_s, P_t = torch.rand(2, 3, 9, generator=torch.Generator().manual_seed(len(words)))

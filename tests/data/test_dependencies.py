@@ -160,6 +160,7 @@ def test_the_output_of_a_stage_counts_by_its_summary_which_lists_the_hashes_of_i
     assert changed_by_each(tree, *changes) == [set(), readers, readers]
 
 
+@pytest.mark.slow
 def test_a_folder_that_no_stage_writes_counts_by_its_files_even_if_it_has_a_summary(tree: Path) -> None:
     """The weights of a base editor were replaced, and its summary was not."""
     folder = tree / "toyworld/weights/base_editor"

@@ -133,6 +133,7 @@ def test_finished_shards_are_not_read_again(
     assert read_files(Path("imported/mine")) == contents
 
 
+@pytest.mark.slow
 def test_shards_are_limited_in_rows_and_in_bytes_of_images_that_keep_their_size(
     pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,6 +160,7 @@ def test_each_file_is_hashed_once(pictures: Path, monkeypatch: pytest.MonkeyPatc
     assert sorted(file for file in names if file.suffix == ".png") == sorted(Path("mine").rglob("*.png"))
 
 
+@pytest.mark.slow
 def test_a_text_beside_the_images_is_part_of_the_key(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folders: list[Path] = []
 

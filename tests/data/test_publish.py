@@ -192,6 +192,7 @@ def test_a_damaged_shard_in_scratch_is_named(tmp_path: Path) -> None:
     assert read_shard(tmp_path / "data/captions/shard-00001.parquet", Caption, verify=True) == make_shard(1)[0]
 
 
+@pytest.mark.slow
 def test_hashing_a_large_output_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

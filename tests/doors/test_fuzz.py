@@ -207,6 +207,7 @@ def test_params(n_inputs: int, tmp_path: Path) -> None:
     check()
 
 
+@pytest.mark.slow
 @both_lanes
 def test_base64(n_inputs: int) -> None:
     from flows.pyfunc_model import _decode

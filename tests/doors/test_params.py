@@ -165,6 +165,7 @@ def test_other_pipelines_are_left_alone(tmp_path: Path) -> None:
         params_check.check(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_dry_run_says_it_too(workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(workspace)
     change(workspace, "n_edits: 32", "n_edit: 32")

@@ -70,6 +70,7 @@ def test_large_images_are_not_all_floats_at_once(
         assert np.abs(before.astype(int) - after).max() <= 1
 
 
+@pytest.mark.slow
 def test_the_bound_has_a_default_and_is_checked(make_sampler: Callable[..., EditSampler]) -> None:
     sampler = make_sampler()
     assert Editor(sampler, None, SETTINGS).sampler.max_pixels_per_batch == MAX_PIXELS_PER_BATCH
@@ -78,6 +79,7 @@ def test_the_bound_has_a_default_and_is_checked(make_sampler: Callable[..., Edit
         Editor(sampler, None, SETTINGS, max_pixels_per_batch=0)
 
 
+@pytest.mark.slow
 def test_loading_passes_the_bound_on(editor_folder: Callable[[str], Any]) -> None:
     assert Editor.load(editor_folder("toy"), "cpu", max_pixels_per_batch=99).sampler.max_pixels_per_batch == 99
 

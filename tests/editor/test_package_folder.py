@@ -71,6 +71,7 @@ def test_a_workspace_has_the_settings_of_its_evaluation(folder: Path) -> None:
     assert read_settings(models) == EditSettings(steps=3)
 
 
+@pytest.mark.slow
 def test_wrong_settings_in_a_package_are_an_error(folder: Path) -> None:
     (folder / "settings.json").write_text(json.dumps({"s_T": 3.0}))
     with pytest.raises(SettingsError, match="got 's_T'; it is now 'guidance_scale'"):
@@ -114,6 +115,7 @@ def test_a_hub_id_that_cannot_be_downloaded_is_an_error(monkeypatch: pytest.Monk
         Editor.load("owner/editor")
 
 
+@pytest.mark.slow
 def test_a_hub_id_is_downloaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     requests: list[tuple[str, list[str]]] = []
 

@@ -74,6 +74,7 @@ def test_what_a_failed_run_made_is_known_to_the_next(project: Path, store: str) 
     assert yield_record.all_seconds(graph, {}) == seconds
 
 
+@pytest.mark.slow
 def test_a_pipeline_without_pairs_has_no_ledger(project: Path, store: str) -> None:
     result = finish(project, {"first": "x"}, {"first": 1.0})
     assert result.ledger is None

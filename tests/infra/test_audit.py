@@ -13,6 +13,7 @@ from tests.repository import ROOT
 AUDIT = '#!/bin/sh\nif [ "$1" = audit ]; then echo \'{output}\'; exit {status}; fi\nexec {uv} "$@" --offline\n'
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("uv"), reason="uv is not here")
 @pytest.mark.parametrize(
     ("output", "status", "want"),

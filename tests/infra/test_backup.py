@@ -76,6 +76,7 @@ def test_a_backup_that_failed_says_so_and_is_not_put_back(docker: FakeDocker, tm
     assert len(docker.calls) == n_calls
 
 
+@pytest.mark.slow
 def test_accounts_and_their_password_are_put_back_while_no_service_uses_the_databases(docker: FakeDocker, tmp_path: Path) -> None:
     folder = tmp_path / "backup"
     before = docker.secrets()

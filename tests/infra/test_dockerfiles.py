@@ -68,6 +68,7 @@ def export_lock(*options: str) -> str:
     return process.stdout
 
 
+@pytest.mark.slow
 def test_the_lock_file_gives_what_the_image_without_cuda_installs() -> None:
     packages = export_lock("--prune", "torch", "--prune", "torchvision")
     assert not re.search(r"^(torch|torchvision|nvidia-\S+|triton)==", packages, re.MULTILINE)
@@ -100,6 +101,7 @@ def test_the_list_of_the_image_without_cuda_can_be_installed(tmp_path: Path) -> 
     assert "mlflow==" in process.stderr
 
 
+@pytest.mark.slow
 def test_what_torch_without_cuda_depends_on_has_the_versions_of_the_lock_file() -> None:
     """`--prune torch` leaves out what only torch depends on, too, such as sympy."""
     text = (ROOT / "infra/docker/serve.Dockerfile").read_text()

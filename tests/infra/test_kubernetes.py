@@ -263,6 +263,7 @@ def test_the_kustomization_names_all_files_but_the_template() -> None:
     assert set(KUSTOMIZATION["resources"]) == {path.name for path in FILES} - {"training-job.yaml"}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="wants kubectl")
 def test_kubectl_builds_the_kustomization() -> None:
     built = subprocess.run(["kubectl", "kustomize", FOLDER], capture_output=True, text=True)

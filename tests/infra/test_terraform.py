@@ -34,6 +34,7 @@ def named(kind: str, resource_type: str, name: str) -> dict[str, Any]:
     return next(block[resource_type][name] for block in blocks(kind) if name in block.get(resource_type, {}))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("terraform") is None, reason="wants terraform")
 def test_the_files_are_formatted() -> None:
     process = subprocess.run(["terraform", "fmt", "-check", "-diff", FOLDER], capture_output=True, text=True)

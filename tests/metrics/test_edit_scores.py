@@ -55,6 +55,7 @@ def test_doing_nothing_keeps_the_picture_and_has_no_direction(toy_edits: ToyEdit
         assert record.scores["clip_dir"] is None
 
 
+@pytest.mark.slow
 def test_the_exact_result_succeeds_and_moves_towards_its_caption(toy_edits: ToyEdits, scorers: Scorers) -> None:
     records = evaluate_system("exact", answer_exactly, toy_edits("background"), scorers, 0)
     assert all(record.success and not record.reason for record in records)

@@ -75,6 +75,7 @@ def test_an_image_without_boxes_has_no_masks(two_images: torch.Tensor) -> None:
         ours.segment(two_images, BOXES[:1])
 
 
+@pytest.mark.slow
 def test_a_saved_folder_gives_the_same_masks(two_images: torch.Tensor, tmp_path: Path) -> None:
     ours = small_segmenter()
     ours.save(tmp_path)

@@ -59,6 +59,7 @@ def test_an_instruction_of_the_training_data_has_the_prediction_of_a_model_that_
     np.testing.assert_allclose(p[0], want / want.sum(), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_no_texts_have_no_predictions(tmp_path: Path) -> None:
     task_predictor.from_t5(str(T5), ["local", "remove"], 32).save(tmp_path / "router")
     tasks, p = predict_tasks([], tmp_path / "router", tmp_path / "cache")

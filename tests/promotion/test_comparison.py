@@ -166,6 +166,7 @@ def test_versions_are_compared_on_the_tasks_that_the_champion_was_promoted_with(
     assert {row.challenger for row in decision.rows} == {1.0}
 
 
+@pytest.mark.slow
 def test_the_first_model_is_compared_with_doing_nothing(workspace: Path, edited: list[tuple[str, str]]) -> None:
     decision = promote.compare_with_champion(workspace / "models", "new", None, workspace)
     assert decision.promote

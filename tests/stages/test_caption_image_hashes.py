@@ -46,6 +46,7 @@ def n_reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     return counts
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("photos")
 def test_each_image_is_read_once_for_its_hash_and_not_at_all_by_the_next_run(
     n_reads: Counter[str], monkeypatch: pytest.MonkeyPatch

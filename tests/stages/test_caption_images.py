@@ -214,6 +214,7 @@ def test_images_outside_the_deps_of_the_stage_are_an_error(tmp_path: Path) -> No
         run(make_params(source, image_column="image"), tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["file.parquet", "dataset", "saved", "hub.yaml"])
 def test_images_inside_a_dataset_are_written_beside_the_captions(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

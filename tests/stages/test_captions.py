@@ -134,6 +134,7 @@ def test_a_dataset_on_the_hub_is_streamed_at_its_commit(tmp_path: Path, monkeypa
     assert scratch_folders[0] != scratch_folders[1], "the rows of another commit are other work"
 
 
+@pytest.mark.slow
 def test_captions_in_other_languages_are_dropped(tmp_path: Path) -> None:
     lines = ["two dogs on a sofa", "un chien sur un canapé", "ein Hund auf dem Sofa", "ソファ の上の 犬", "a man on a horse"]
     (tmp_path / "c.txt").write_text("\n".join(lines))

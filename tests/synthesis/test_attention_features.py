@@ -40,6 +40,7 @@ def test_recorded_and_computed_sources_give_the_same_variants(base_model: TextTo
         assert (alone - expected).abs().max() > 1e-3
 
 
+@pytest.mark.slow
 def test_an_empty_mask_gives_the_source_bit_for_bit(base_model: TextToImageModel) -> None:
     sampler, trajectory = sample(base_model, ENOUGH)
     empty = replace(FREE, M=torch.zeros(1, 16, 16), self_fraction=1.0, blend_to=1.0)

@@ -75,6 +75,7 @@ def test_removing_all_objects_keeps_the_background(held_out: Scenes) -> None:
     assert (truth.images[truth.owner >= 0] != empty_images[truth.owner >= 0]).any(-1).mean() > 0.99
 
 
+@pytest.mark.slow
 def test_weather_and_style_change_the_whole_picture(held_out: Scenes) -> None:
     clear = without_weather_and_style(held_out)[:20]
     before = render.images(clear).astype(float)

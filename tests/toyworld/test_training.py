@@ -117,6 +117,7 @@ def proposal_precision(score: Callable[[bool], float]) -> float:
     return detection_metrics.average_precision(scenes, boxes, phrases, detections)
 
 
+@pytest.mark.slow
 def test_average_precision_is_one_for_the_truth_and_low_for_reversed_scores() -> None:
     assert proposal_precision(lambda matches: 0.9 if matches else 0.1) == pytest.approx(1.0)
     assert proposal_precision(lambda matches: 0.1 if matches else 0.9) < 0.5
@@ -133,6 +134,7 @@ def test_captions_of_maps_name_no_colour(tmp_path: Path) -> None:
             assert not set(train_clip.caption_picture(scenes, n, kind, random.Random(n)).split()) & set(COLOURS)
 
 
+@pytest.mark.slow
 def test_clip_starts_from_the_weights_of_the_detector(tmp_path: Path) -> None:
     tokenizer = tokens.build(tmp_path / "tokenizer")
     torch.manual_seed(0)

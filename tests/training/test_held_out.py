@@ -65,6 +65,7 @@ def test_pairs_of_one_size_have_the_draws_of_their_task(cache_folder: Path, draw
         assert not draws.no_image.any()
 
 
+@pytest.mark.slow
 def test_quarters_of_the_timesteps_are_in_the_order_of_their_noise(cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The loss of a sample is replaced by its timestep."""
 

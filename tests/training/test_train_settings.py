@@ -28,6 +28,7 @@ def test_the_defaults_are_those_of_the_papers_or_our_own() -> None:
     assert TrainSettings.model_validate(required).model_dump() == DEFAULTS | required
 
 
+@pytest.mark.slow
 def test_each_kind_of_weight_has_its_factor_of_the_learning_rate() -> None:
     factors = {name: SETTINGS.lr_mult(name) for name, _ in make_editor().named_parameters()}
     assert {factors[name] for name in factors if name.startswith("text.")} == {0.3}

@@ -254,6 +254,7 @@ def test_a_folder_that_was_not_published_is_refused(base_model: TextToImageModel
         latent_files.build(TrainingPairs(pairs, tmp_path / "nothing"), base_model, tmp_path / "cache")
 
 
+@pytest.mark.slow
 def test_the_code_that_the_key_covers_is_what_encoding_imports() -> None:
     listed = [ROOT / name for name in latent_files.CODE]
     files = {file for path in listed for file in (path.rglob("*.py") if path.is_dir() else [path])}
@@ -262,6 +263,7 @@ def test_the_code_that_the_key_covers_is_what_encoding_imports() -> None:
     assert not missing, f"want in latent_files.CODE: {sorted(missing)}"
 
 
+@pytest.mark.slow
 def test_the_key_of_a_cache_covers_what_encodes_the_number_format_and_code(tmp_path: Path) -> None:
     model = tmp_path / "model"
     for part in ("vae", "unet"):

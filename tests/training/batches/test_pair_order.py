@@ -91,6 +91,7 @@ def test_tasks_are_spread_evenly_over_the_epoch() -> None:
     assert np.var(counts) < 0.6 * 8 * 0.25 * 0.75, "less than if tasks were drawn independently"
 
 
+@pytest.mark.slow
 def test_buckets_get_batches_in_proportion_to_their_pairs_and_all_pairs_of_a_task_count_alike() -> None:
     task, bucket = random_cells(7, 200)
     order = make_order(task, bucket, batch_size=8, task_balance=0.5)

@@ -61,6 +61,7 @@ def test_moments_have_the_layout_of_their_weights(saved_in: str, resumed_in: str
     assert_same_end(resumed, saved)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("saved_in", LAYOUTS)
 def test_a_sharded_training_resumes_from_both_layouts(saved_in: str, tmp_path: Path) -> None:
     saved = optimize(saved_in)

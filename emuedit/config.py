@@ -114,13 +114,14 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.012345
 def load(model: type[P], section: str, path: str | Path = PARAMS_FILE) -> P:
     """Read one section of a parameter file into `model`.
 
-    A field named `world` is filled from the file's section `world:`, so that the world is defined once.
+    A field named `world` is filled from the file's section `world:`, so that the world is defined once. A model may do without.
     Raises ParamsError, naming file, section and key, for a missing file or section and for unknown, missing or wrong keys.
     """
     path = Path(path)
     content = read_yaml(path)
     values = _section(content, section, path)
-    if "world" in model.model_fields and "world" not in values:
+    world = model.model_fields.get("world")
+    if world is not None and "world" not in values and (world.is_required() or "world" in content):
         values["world"] = _section(content, "world", path)
     where = f"{path}, section '{section}'"
     try:

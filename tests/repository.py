@@ -95,6 +95,8 @@ def world_references(stage: str) -> set[str]:
 
 def code_of_stage(stage: str) -> set[Path]:
     """Files that decide a stage's result: what its module imports, and the code that its world names."""
+    if stage == "dataset":  # it reads a benchmark that is a folder, and runs none that is code
+        return import_closure("emuedit.stages.dataset") | {ROOT / PARAMS["world"]["benchmark"]}
     return import_closure(f"emuedit.stages.{stage}").union(*map(import_closure, _modules_of_world(stage)))
 
 

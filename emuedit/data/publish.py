@@ -68,6 +68,15 @@ def scratch_folder(root: str | Path, stage: str, key: str, params: Mapping[str, 
     return folder
 
 
+def cache_folder(cache: Path, key: str) -> Path:
+    """The folder in `cache` of what `key` stands for, made if missing. Whatever else is in `cache` is deleted."""
+    folder = cache / key
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in set(cache.iterdir()) - {folder}:
+        shutil.rmtree(old) if old.is_dir() else old.unlink()
+    return folder
+
+
 def scratch_name(command: str, out: Path) -> str:
     """Name of the scratch of a command that writes to any folder `out`: `publish` deletes all work under a name."""
     out = out.resolve()

@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
-from scipy.spatial.distance import cdist
 
+from emuedit.data import look_alikes
 from emuedit.data.image_io import Pixels
 from emuedit.data.png import PngError, decode_png, png_size
 from emuedit.data_checks.pair_profile import Embeddings
@@ -30,9 +30,6 @@ MAX_EXAMPLES = 20
 PAIRS_PER_BATCH, PIXELS_PER_BATCH = 64, 2 * 64 * 256**2
 """Limits of a batch, whose images are decoded and embedded together: measuring needs about 30 bytes per pixel. Ours."""
 _ROWS_PER_READ = 16
-_THUMBNAIL_PX = 16
-_EQUAL_LEVELS = 8.0
-"""Two images look equal if no value of their thumbnails differs by more than this (of 255). Ours."""
 
 
 class Embedder(Protocol):
@@ -94,10 +91,7 @@ class PictureMeasures:
             self._count("picture_modes", pair_id)
         if np.array_equal(before, after):
             self._count("unchanged_pictures", pair_id)
-        thumbnails = [
-            Image.fromarray(_to_rgb(picture)).resize((_THUMBNAIL_PX,) * 2, Image.Resampling.BOX) for picture in (before, after)
-        ]
-        self.thumbnails.append(np.stack([np.asarray(thumbnail) for thumbnail in thumbnails]))
+        self.thumbnails.append(np.stack([look_alikes.thumbnail(picture) for picture in (before, after)]))
         self.ids.append(pair_id)
 
     def figures(self, clip: Embedder) -> dict[str, float]:
@@ -204,8 +198,7 @@ def embed(pictures: Sequence[Pixels], clip: Embedder) -> list[torch.Tensor]:
 
 def equal_rows(thumbnails: Pixels) -> list[int]:
     """Indices of pairs that look like an earlier one; thumbnails uint8 [N, 2, h, w, 3] of before and after."""
-    flat = thumbnails.reshape(len(thumbnails), -1).astype(np.float32)
-    is_equal = np.tril(cdist(flat, flat, "chebyshev") <= _EQUAL_LEVELS, k=-1)
+    is_equal = np.tril(look_alikes.match(thumbnails, thumbnails, look_alikes.EQUAL_LEVELS), k=-1)
     return [int(row) for row in np.flatnonzero(is_equal.any(1))]
 
 

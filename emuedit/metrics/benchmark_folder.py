@@ -3,6 +3,8 @@
 from pathlib import Path
 
 TABLE, JUDGE = "edits.csv", "judge.yaml"
+HELD_OUT = "held_out"
+"""The split of rows that name none."""
 REQUIRED = ("image", "task", "instruction", "input_caption", "output_caption")
 """Columns of the table."""
 

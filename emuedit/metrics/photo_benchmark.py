@@ -27,11 +27,10 @@ from emuedit.data.image_io import Pixels
 from emuedit.data.text_tables import TableError
 from emuedit.data.threads import map_in_threads
 from emuedit.metrics.benchmark import EditCounts
-from emuedit.metrics.benchmark_folder import JUDGE, REQUIRED, TABLE, missing_files
+from emuedit.metrics.benchmark_folder import HELD_OUT, JUDGE, REQUIRED, TABLE, missing_files
 from emuedit.metrics.benchmark_rows import can_be_judged, check_aspect, equals_image, is_compared, unknown_tasks
 from emuedit.metrics.similarity_judge import Calibration, JudgeBounds, JudgeResults, ResultError, SimilarityJudge
 
-HELD_OUT = "held_out"
 _ADVICE = {
     "train": "lower train.preview.n_edits (inversion: n_examples and n_held_out), set train.preview to null",
     HELD_OUT: "lower evaluation.n_edits (if it is a number), leave the task out of evaluation.tasks",

@@ -9,7 +9,6 @@ Shapes: N pairs, U distinct instructions, K tasks that the predictor knows.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy.typing as npt
 
 from emuedit.data.atomic_file import replacing
 from emuedit.data.dependencies import content_key
+from emuedit.data.publish import cache_folder
 from emuedit.data.text_hash import text_hash
 from emuedit.predictor import cross_fitting, ngram_classifier, task_predictor
 from emuedit.predictor.task_predictor import TaskPredictor
@@ -70,10 +70,7 @@ def predict_tasks(texts: Sequence[str], folder: Path, cache: Path) -> tuple[tupl
     They depend, by rounding (1e-7), on the texts that were predicted in the same batch.
     """
     code = (__file__, task_predictor.__file__, ngram_classifier.__file__, cross_fitting.__file__)
-    stored = cache / content_key({}, folder, *code, label="dataset: hash the task predictor")
-    stored.mkdir(parents=True, exist_ok=True)
-    for old in set(cache.iterdir()) - {stored}:
-        shutil.rmtree(old) if old.is_dir() else old.unlink()
+    stored = cache_folder(cache, content_key({}, folder, *code, label="dataset: hash the task predictor"))
     predictor: TaskPredictor | None = None
     if not (stored / _TASKS).exists():
         predictor = _load(folder)

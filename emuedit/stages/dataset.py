@@ -1,7 +1,8 @@
 """Stage `dataset`: select the pairs to keep by their stored scores. Nothing is regenerated.
 
 In: the columns id, instruction_id, task, instruction, model_revision and score_* of `data/pairs` and of imported folders that are
-mixed in; images only of the few displayed pairs; `models/router`, if tasks are reassigned.
+mixed in; images only of the few displayed pairs, and once the source images if the world's benchmark is a folder of images;
+`models/router`, if tasks are reassigned.
 Out: `data/dataset/shard-*.parquet` of Verdict, one per shard of pairs, `shard-mixN-*` for the N-th imported folder;
 `sheet_<task>.png` and `card.md` for inspection; `summary.json` with counts per task and filter, and the thresholds.
 """
@@ -18,18 +19,21 @@ from pydantic import AfterValidator, Field
 
 from emuedit import config
 from emuedit.data import data_card, filters, selection
-from emuedit.data.dependencies import work_key
+from emuedit.data.dependencies import find_file, work_key
 from emuedit.data.filters import FilterResult, Filters, ScoreBounds
 from emuedit.data.publish import Summary, publish, read_summary, scratch_folder
 from emuedit.data.records import Verdict
 from emuedit.data.selection import PROBABILITY, REASSIGNED_TASK
 from emuedit.data.shards import SCORE_PREFIX, write_shard
+from emuedit.metrics import benchmark_copies
 from emuedit.predictor import task_reassignment
 from emuedit.progress import Progress
 from emuedit.stages import stage_main
 
 IN, OUT, ROUTER = "data/pairs", "data/dataset", "models/router"
 HEADLINE = "{kept} of {pairs} pairs kept, for {kept_instructions} instructions"
+IN_BENCHMARK = "in_benchmark"
+"""Column of the pairs, and reason: their source image is one of the benchmark's."""
 
 
 class DatasetError(ValueError):
@@ -54,6 +58,8 @@ class ReassignmentParams(config.Params):
 class DatasetParams(config.Params):
     """Params of the stage."""
 
+    world: config.World | None = None
+    """The world; only its `benchmark` is used. None: pairs are not compared with a benchmark."""
     filters: Filters
     """Task -> score -> {min: x} and/or {max: y}. Tasks without an entry use `default`."""
     mix: Annotated[dict[str, Filters], AfterValidator(_check_mix)] = Field({})
@@ -126,7 +132,8 @@ def filter_pairs(table: pa.Table, params: DatasetParams, *mixed: tuple[pa.Table,
 
     A pair that fails nothing is kept. Of the candidates of one instruction that pass the filters, the `keep_per_instruction` best
     by `rank_by` are kept; the others fail with `not_best`. `mixed`: (imported pairs, their filters), per folder. With
-    `reassignment`, the column score_task_probability is required. Raises FiltersError for a score that is not a column.
+    `reassignment`, the column score_task_probability is required. The column `in_benchmark`, bool, is optional.
+    Raises FiltersError for a score that is not a column.
     """
     filters.check_scores(table, [*filters.scores_used(params.filters), params.rank_by])
     result = filters.concat_results([filters.apply_filters(*lot) for lot in ((table, params.filters), *mixed)])
@@ -135,6 +142,8 @@ def filter_pairs(table: pa.Table, params: DatasetParams, *mixed: tuple[pa.Table,
         filters.check_scores(pairs, [PROBABILITY])
         unlikely = filters.score_values(pairs, PROBABILITY) < params.reassignment.reject  # a comparison with NaN is False
         result = result.with_reason(f"{PROBABILITY}_min", unlikely)
+    if IN_BENCHMARK in pairs.column_names:
+        result = result.with_reason(IN_BENCHMARK, pairs[IN_BENCHMARK].to_numpy())
     return selection.reject_all_but_best(pairs, result, params.rank_by, params.keep_per_instruction, len(table))
 
 
@@ -144,6 +153,8 @@ def run(params: DatasetParams, root: Path) -> Summary:
     pairs = _load(summaries, root)
     if params.reassignment is not None:
         pairs = _reassign(pairs, params.reassignment, root)
+    if params.world is not None and (benchmark := find_file(params.world.benchmark, root)).is_dir():
+        pairs = _find_copies(pairs, benchmark, summaries, root)
     generated, mixed = pairs.of(IN), {folder: pairs.of(folder) for folder in params.sources if folder != IN}
     if not len(generated):
         raise DatasetError(f"want at least one pair in {IN}, got none; see its dropped-*.parquet")
@@ -153,7 +164,7 @@ def run(params: DatasetParams, root: Path) -> Summary:
             f"want every pair once in {', '.join(summaries)}, got {n_repeated} again; fix dataset.mix in params.yaml"
         )
     result = filter_pairs(generated, params, *((part, params.mix[folder]) for folder, part in mixed.items()))
-    recorded = params.model_dump(mode="json")
+    recorded = params.model_dump(mode="json", exclude={"world"})
     mixed_summaries = [str(root / folder / "summary.json") for folder in mixed]
     scratch = scratch_folder(root, "dataset", work_key("dataset", recorded, root, *mixed_summaries))
     _write_verdicts(pairs, result, params, scratch)
@@ -206,6 +217,13 @@ def _reassign(pairs: PairTable, params: ReassignmentParams, root: Path) -> PairT
             SCORE_PREFIX + PROBABILITY: pa.array(reassignment.probability, pa.float64(), from_pandas=True),  # NaN is null
         }
     )
+
+
+def _find_copies(pairs: PairTable, benchmark: Path, summaries: Mapping[str, Summary], root: Path) -> PairTable:
+    """Add the column IN_BENCHMARK."""
+    hashes = {shard.path(root): summaries[shard.folder].shards[shard.name] for shard in pairs.shards}
+    copies = benchmark_copies.find_copies(benchmark, hashes, root / "scratch" / "benchmark-copies")
+    return pairs.with_columns({IN_BENCHMARK: pa.array(copies)})
 
 
 def _write_verdicts(pairs: PairTable, result: FilterResult, params: DatasetParams, scratch: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from emuedit.config import ParamsError
-from emuedit.metrics.benchmark_folder import TABLE
+from emuedit.metrics.benchmark_folder import HELD_OUT, TABLE
 from emuedit.models import model_sources
 from emuedit.models.llm_loading import is_local
 from emuedit.models.model_files import base_model_sizes
@@ -174,7 +174,7 @@ def _read_benchmark(folder: Path, clip: str) -> tuple[list[str], int, list[str]]
 
     all_rows = photo_benchmark.read_rows(folder)
     rows = [row for row in all_rows if benchmark_rows.can_be_judged(row, clip)]
-    counts = Counter(row["task"] for row in rows if row["split"] == photo_benchmark.HELD_OUT)
+    counts = Counter(row["task"] for row in rows if row["split"] == HELD_OUT)
     tasks = [task for task in _TRAINED if counts[task] >= _FEWEST_EDITS]
     if not tasks:
         raise ParamsError(

@@ -1,0 +1,30 @@
+"""Which images look alike: copies in another size, format or compression. Crops, flips and edits are not found. Ours.
+
+Shapes: N and M images.
+"""
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from scipy.spatial.distance import cdist
+
+from emuedit.data.image_io import Pixels
+
+_SIDE_PX = 16
+EQUAL_LEVELS = 8
+"""Largest difference (of 255) of thumbnails of images that look equal. Ours."""
+COPY_LEVELS = 24
+"""Largest difference of thumbnails of an image and a copy: scaling and JPEG of quality 40 change photographs by up to 8, a second
+scaling by more; different photographs differ by 100 and more. Ours."""
+
+
+def thumbnail(pixels: Pixels) -> Pixels:
+    """Image uint8 [H, W], [H, W, 3] or [H, W, 4] -> uint8 [16, 16, 3], whatever its aspect ratio."""
+    image = Image.fromarray(pixels).convert("RGB")
+    return np.asarray(image.resize((_SIDE_PX,) * 2, Image.Resampling.BOX))
+
+
+def match(thumbnails: Pixels, others: Pixels, max_levels: int) -> npt.NDArray[np.bool_]:
+    """Thumbnails uint8 [N, ...] and [M, ...] of equal shapes -> bool [N, M]: whether no value differs by more than max_levels."""
+    flat, flat_others = (stack.reshape(len(stack), -1).astype(np.float32) for stack in (thumbnails, others))
+    return np.asarray(cdist(flat, flat_others, "chebyshev") <= max_levels)

@@ -52,6 +52,21 @@ def test_a_run_whose_pod_waits_for_a_machine_is_left_alone() -> None:
     assert f"prefect.flow-run.{InfrastructurePending().name}" in automations()["pending-too-long"].trigger.expect
 
 
+def test_a_run_whose_pod_was_evicted_is_left_alone_until_its_new_pod_runs() -> None:
+    """The worker of Kubernetes starts it again. It was set to Crashed after 90 s, as a machine and an image took longer."""
+    from prefect.server.events.schemas.automations import EventTrigger
+
+    (entry,) = (
+        entry for entry in yaml.safe_load(PATH.read_text())["automations"] if entry["name"] == "crashed-without-heartbeat"
+    )
+    trigger = EventTrigger.model_validate(entry["trigger"])
+    assert trigger.starts_after("prefect.flow-run.heartbeat")
+    for state in ("AwaitingRetry", "Pending", "InfrastructurePending"):  # in the order of Prefect's worker
+        assert trigger.expects(f"prefect.flow-run.{state}")
+        assert not trigger.starts_after(f"prefect.flow-run.{state}")
+    assert not trigger.expects("prefect.flow-run.Running"), "a run that stays Running is the one that died"
+
+
 def test_every_process_that_may_run_a_flow_sends_the_heartbeats_that_the_automation_waits_for(tmp_path: Path) -> None:
     """Prefect's default is longer than the automation waits, so a healthy run would be set to Crashed."""
     from prefect.settings import get_current_settings

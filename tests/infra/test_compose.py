@@ -184,7 +184,9 @@ def test_the_store_starts_with_all_its_keys_and_logs_to_docker(tmp_path: Path) -
     environment = dict(line.split("=", 1) for line in variables)
     assert {name: environment[variable] for name, variable in STORE_SECRETS.items()} == keys
     assert environment["WEED_JWT_FILER_SIGNING_READ_KEY"] == keys["s3_filer_key"], "without it, everybody can read"
-    assert words == "weed -logtostderr=true mini -dir=/data -webdav=false", "want its log in that of the container, and no WebDAV"
+    assert words == "weed -logtostderr=true mini -dir=/data -webdav=false -master.telemetry=false", (
+        "want its log in that of the container, no WebDAV, and no reports to its maker"
+    )
     for name in STORE_SECRETS:
         assert start_store(tmp_path / f"empty-{name}", **keys | {name: ""}).returncode != 0, name
         assert start_store(tmp_path / f"no-{name}", **{key: keys[key] for key in keys if key != name}).returncode != 0, name

@@ -87,5 +87,5 @@ def is_running(pid: int) -> bool:
     stat = Path(f"/proc/{pid}/stat")
     try:
         return stat.read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
-    except FileNotFoundError:  # it ended just now, or this is not Linux
+    except (FileNotFoundError, ProcessLookupError):  # it ended just now, or this is not Linux
         return not Path("/proc/self").exists()

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import yaml
 
+from emuedit import git
 from emuedit.data.dependencies import PIPELINE_FILE
 from emuedit.editor.package_folder import PARENT_ENV
 from emuedit.tracking.registry import RUNS_SCHEME, SCHEME, ModelVersion, RegistryError, download_version
@@ -23,6 +24,7 @@ from emuedit.tracking.store_address import TRACKING_URI_ENV
 
 _PREFIX = "dvc."
 _LOCAL_CONFIG = ".dvc/config.local"
+_DVC = (sys.executable, "-m", "dvc")
 
 
 @dataclass(frozen=True)
@@ -43,11 +45,12 @@ class RebuiltOutput:
 def rebuild(version: ModelVersion, repository: Path, folder: Path) -> list[RebuiltOutput]:
     """Check out the commit of a version at `folder`, run every stage again, and compare the hashes of its outputs.
 
-    DVC's run cache is not used; data that no stage produces are pulled. The stages see no tracking server, so that nothing is
-    logged twice and today's champion cannot stop the validation; a registered model that the version continued is downloaded
-    before they run. Raises RegistryError for a version with uncommitted changes, for a parent that is not available or whose
-    name does not identify it, and if a stage fails; ManifestError for a parent with changed files; and ServiceError if MLflow or
-    its artifact store cannot be used.
+    DVC's run cache is not used. Inputs that DVC tracks (`dvc add`) come from the repository's cache, which the worktree shares,
+    and those that are not there from its remote. The stages see no tracking server, so that nothing is logged twice and today's
+    champion cannot stop the validation; a registered model that the version continued is downloaded before they run.
+    Raises RegistryError for a version with uncommitted changes, for a parent that is not available or whose name does not
+    identify it, and if an input cannot be had or a stage fails; ManifestError for a parent with changed files; and ServiceError
+    if MLflow or its artifact store cannot be used.
     """
     commit = version.tags.get("git.commit")
     if not commit:
@@ -66,7 +69,8 @@ def rebuild(version: ModelVersion, repository: Path, folder: Path) -> list[Rebui
         shutil.copy2(remotes, folder / _LOCAL_CONFIG)
     if environment:
         _check_code(version, folder)
-    _run([sys.executable, "-m", "dvc", "repro", "--force", "--no-run-cache", "--pull"], folder, environment)
+    _get_inputs(repository, folder)
+    _run([*_DVC, "repro", "--force", "--no-run-cache"], folder, environment)
     stages = yaml.safe_load((folder / "dvc.lock").read_text(encoding="utf-8"))["stages"]
     rebuilt = {out["path"]: out[out.get("hash", "md5")] for stage in stages.values() for out in stage.get("outs", ())}
     pipeline = yaml.safe_load((folder / PIPELINE_FILE).read_text(encoding="utf-8"))["stages"]
@@ -90,6 +94,15 @@ def removed_worktree(repository: Path, folder: Path, keep: bool) -> Iterator[Non
         raise
     if not keep:
         _run(["git", "worktree", "remove", "--force", str(folder)], repository)
+
+
+def _get_inputs(repository: Path, folder: Path) -> None:
+    """Check out the files and folders of `*.dvc` files: `dvc repro --force` checks them, and pulls none."""
+    command = [*_DVC, "cache", "dir"]
+    cache = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603
+    _run([*_DVC, "cache", "dir", "--local", str(repository / cache)], folder)
+    if tracked := [name for name in git.run(folder, "ls-files", "-z", "*.dvc").split("\0") if name]:
+        _run([*_DVC, "pull", *tracked], folder)
 
 
 def _parent_environment(version: ModelVersion) -> dict[str, str]:

@@ -56,10 +56,8 @@ def test_a_run_whose_pod_was_evicted_is_left_alone_until_its_new_pod_runs() -> N
     """The worker of Kubernetes starts it again. It was set to Crashed after 90 s, as a machine and an image took longer."""
     from prefect.server.events.schemas.automations import EventTrigger
 
-    (entry,) = (
-        entry for entry in yaml.safe_load(PATH.read_text())["automations"] if entry["name"] == "crashed-without-heartbeat"
-    )
-    trigger = EventTrigger.model_validate(entry["trigger"])
+    entries = {entry["name"]: entry for entry in yaml.safe_load(PATH.read_text())["automations"]}
+    trigger = EventTrigger.model_validate(entries["crashed-without-heartbeat"]["trigger"])
     assert trigger.starts_after("prefect.flow-run.heartbeat")
     for state in ("AwaitingRetry", "Pending", "InfrastructurePending"):  # in the order of Prefect's worker
         assert trigger.expects(f"prefect.flow-run.{state}")

@@ -1,6 +1,8 @@
 """A version that continued a registered model is rebuilt from that model, or not at all."""
 
 import hashlib
+import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 from emuedit.promotion import rebuild
 from emuedit.tracking.registry import ModelVersion, RegistryError
 
+DVC = (sys.executable, "-m", "dvc")
 PARENT = "models:/emuedit-editor/3"
 PIPELINE = """\
 stages:
@@ -40,6 +43,26 @@ def test_the_stages_start_from_the_registered_parent(
     version = version_of(commit, md5=hashlib.md5(text.encode(), usedforsecurity=False).hexdigest())
     (output,) = rebuild.rebuild(version, project, tmp_path / "worktree")
     assert (tmp_path / "worktree/editor.txt").read_text() == text
+    assert output.is_identical
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["cache", "remote"])
+def test_inputs_that_dvc_tracks_are_there(place: str, project: Path, tmp_path: Path, shell: Callable[..., str]) -> None:
+    """Such as photographs and a checkpoint of SAM. `dvc repro --force` says that such data are missing, whatever it pulls."""
+    (project / "dvc.yaml").write_text("stages: {copy: {cmd: cp photos/1.txt out.txt, deps: [photos], outs: [out.txt]}}\n")
+    (project / "photos").mkdir()
+    (project / "photos/1.txt").write_text("a photograph")
+    shell(*DVC, "add", "-q", "photos", cwd=project)
+    if place == "remote":
+        shell(*DVC, "remote", "add", "-q", "--local", "--default", "store", str(tmp_path / "store"), cwd=project)
+        shell(*DVC, "push", "-q", cwd=project)
+        shutil.rmtree(project / ".dvc/cache")
+    shell("git", "add", ".", cwd=project)
+    shell("git", "commit", "-qm", "own data", cwd=project)
+    commit = shell("git", "rev-parse", "HEAD", cwd=project).strip()
+    tags = {"git.commit": commit, "git.dirty": "false", "dvc.out.txt": hashlib.md5(b"a photograph").hexdigest()}
+    (output,) = rebuild.rebuild(ModelVersion(7, "run", tags), project, tmp_path / "worktree")
     assert output.is_identical
 
 

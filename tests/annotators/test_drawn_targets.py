@@ -50,6 +50,20 @@ def test_colour_filters_do_what_their_names_say() -> None:
     assert apply("blur").std() < std < apply("sharpen").std()
 
 
+def test_a_filter_that_changes_nothing_makes_no_pair() -> None:
+    """In grey photographs, "make it more colourful" was taught as "change nothing"."""
+    grey = np.random.default_rng(0).integers(60, 180, (12, 20, 1)).astype(np.uint8).repeat(3, -1)
+    scan = np.clip(grey + np.random.default_rng(1).integers(-1, 2, grey.shape), 0, 255).astype(np.uint8)
+    smooth = np.zeros_like(grey) + 90
+    names = ["saturate", "desaturate", "hue", "brighten", "blur", "darken"]
+    valid = {
+        kind: call(annotate, "color", np.stack([image] * len(names)), words=names)[1]
+        for kind, image in {"grey": grey, "scan": scan, "smooth": smooth}.items()
+    }
+    assert valid["grey"].tolist() == valid["scan"].tolist() == [False, False, False, True, True, True]
+    assert valid["smooth"].tolist() == [False, False, False, True, False, True]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["blur", "sharpen"])
 def test_filters_of_detail_are_as_visible_in_large_images(name: str) -> None:

@@ -19,7 +19,7 @@ def pin(models: Mapping[str, str], root: Path) -> tuple[dict[str, str], str]:
     Raises ParamsError for a repository that does not exist or that the login cannot read.
     """
     pinned = dict(models)
-    unpinned = {key: name for key, name in models.items() if key != "segmenter" and _is_unpinned(name, root)}
+    unpinned = {key: name for key, name in models.items() if is_unpinned(key, name, root)}
     for key, name in unpinned.items():
         try:
             commit: Any = import_library("huggingface_hub").HfApi().model_info(name, timeout=_TIMEOUT_S).sha
@@ -35,7 +35,10 @@ def pin(models: Mapping[str, str], root: Path) -> tuple[dict[str, str], str]:
     return pinned, ""
 
 
-def _is_unpinned(name: str, root: Path) -> bool:
+def is_unpinned(key: str, name: str, root: Path) -> bool:
+    """Whether the model of a key of `world` is a hub id without a commit."""
+    if key == "segmenter":
+        return False
     is_name = HUB_ID.fullmatch(name) is not None and not (root / name).exists()
     return is_name and split_revision(name)[1] is None and not is_open_clip(name)
 

@@ -58,11 +58,12 @@ def _run(options: argparse.Namespace) -> int:
     if not options.overwrite:
         _check_unchanged(root)
     earlier, template = (file.read_text(encoding="utf-8") for file in (root / PARAMS_FILE, photo_world.TEMPLATE))
-    world, from_earlier = _choose(options, *tuned_params.read(earlier, template))
+    world, recorded = _choose(options, *tuned_params.read(earlier, template))
     models = dict(world.models)
     local = {key: (root / name).exists() for key, name in models.items()} | {"segmenter": True}  # always a local file
     pipeline = pipeline_deps.rewrite((root / PIPELINE_FILE).read_text(encoding="utf-8"), local)
-    models, unpinned = (models, "") if options.no_pin else hub_pins.pin(models, root)
+    pinned, unpinned, as_before = ({}, "", "") if options.no_pin else _pin(models, recorded, root)
+    models |= pinned
     problems, unchecked = model_access.check(models, root, asks_hub=not unpinned)
     if problems:
         raise ParamsError("\n".join(problems))
@@ -70,7 +71,7 @@ def _run(options: argparse.Namespace) -> int:
     params, further = photo_world.render(world, root, tuned_params.sections(earlier))
     limited = {} if world.n_captions is None else {"n_captions": world.n_captions}
     params, kept = tuned_params.keep(earlier, params, template, world.options(), limited)
-    notes = [note for note in (from_earlier, unpinned, unchecked, *kept) if note]
+    notes = [note for note in (_describe(recorded, world.preset), unpinned, as_before, unchecked, *kept) if note]
     for name, text in zip(_FILES, (params, pipeline), strict=True):
         with replacing(root / name) as partial:
             partial.write_text(text, encoding="utf-8")
@@ -87,8 +88,10 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _choose(options: argparse.Namespace, earlier: Mapping[str, Any], computed: Mapping[str, Any]) -> tuple[PhotoWorld, str]:
-    """(the choices: options, else the values of the earlier file, else defaults; a note on those of the earlier file).
+def _choose(
+    options: argparse.Namespace, earlier: Mapping[str, Any], computed: Mapping[str, Any]
+) -> tuple[PhotoWorld, dict[str, Any]]:
+    """(the choices: options, else the values of the earlier file, else defaults; those of the earlier file).
 
     earlier, computed: see `tuned_params.read`. The base model of the earlier preset is replaced by that of a new preset, and a
     number of captions that was computed is computed again. Raises ParamsError if no captions were ever named.
@@ -108,13 +111,33 @@ def _choose(options: argparse.Namespace, earlier: Mapping[str, Any], computed: M
     chosen = defaults | recorded | requested
     if "captions" not in chosen:
         raise ParamsError("want your captions, got none and no earlier params.yaml that names them; name them: emuedit init FILE")
-    kept = {key: value for key, value in recorded.items() if key not in requested}
-    changed = {key: value for key, value in kept.items() if split_revision(str(value))[0] != defaults.get(key)}
-    texts = [f"{'' if key == 'captions' else '--' + key.replace('_', '-') + ' '}{value}" for key, value in changed.items()]
-    note = f"taken from the earlier params.yaml: {', '.join(texts)}; an option replaces its value" if texts else ""
     models = {key: chosen[key] for key in (*MODELS, "base_model")}
     others = {key: chosen[key] for key in ("name", "captions", "column", "preset", "benchmark")}
-    return PhotoWorld(**others, models=models, n_captions=chosen.get("n_captions")), note
+    taken = {key: value for key, value in recorded.items() if key not in requested}
+    return PhotoWorld(**others, models=models, n_captions=chosen.get("n_captions")), taken
+
+
+def _describe(recorded: Mapping[str, Any], preset: str) -> str:
+    """A note on the values of the earlier file that are not the preset's defaults; empty if there are none."""
+    defaults = _DEFAULTS | {"base_model": PRESETS[preset].base_model}
+    changed = {key: value for key, value in recorded.items() if split_revision(str(value))[0] != defaults.get(key)}
+    texts = [f"{_option(key)} {value}".strip() for key, value in changed.items()]
+    return f"taken from the earlier params.yaml: {', '.join(texts)}; an option replaces its value" if texts else ""
+
+
+def _option(key: str) -> str:
+    return "" if key == "captions" else "--" + key.replace("_", "-")
+
+
+def _pin(models: Mapping[str, str], recorded: Mapping[str, Any], root: Path) -> tuple[dict[str, str], str, str]:
+    """(pinned models, a note on those that could not be pinned, a note on those of the earlier file).
+
+    Models that the earlier file did not pin stay as they are: their names are params of finished stages, which would run again.
+    """
+    pinned, unpinned = hub_pins.pin({key: name for key, name in models.items() if key not in recorded}, root)
+    left = [f"{_option(key)} {models[key]}" for key in models if key in recorded and hub_pins.is_unpinned(key, models[key], root)]
+    advice = "to pin a model, give its option again; the stages that use it then run again"
+    return pinned, unpinned, f"not pinned to a commit, as in the earlier params.yaml: {', '.join(left)}; {advice}" if left else ""
 
 
 def _check_unchanged(root: Path) -> None:

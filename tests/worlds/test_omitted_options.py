@@ -103,3 +103,25 @@ def test_the_first_run_needs_captions(clone: Path, capsys: pytest.CaptureFixture
     assert init("--name", "shop") == 2
     assert "want your captions, got none and no earlier params.yaml that names them" in capsys.readouterr().err
     assert (clone / "params.yaml").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_models_that_were_not_pinned_stay_so(
+    clone: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pinned by a later run, `world.llm` had another name, and all instructions and pairs were made again."""
+    assert init("captions.txt") == 0
+    first = read_params(clone)
+
+    class Hub:
+        def model_info(self, name: str, timeout: float) -> Any:
+            return type("Info", (), {"sha": COMMIT})
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    monkeypatch.setattr("emuedit.worlds.model_access.check", lambda *_, **__: ([], ""))
+    capsys.readouterr()
+    assert cli.main(["init", "--dino", first["world"]["dino"], "--overwrite"]) == 0
+    assert read_params(clone)["world"] == first["world"] | {"dino": f"{first['world']['dino']}@{COMMIT}"}
+    note = find_line(capsys.readouterr().out, "not pinned to a commit, as in the earlier params.yaml")
+    assert f"--llm {first['world']['llm']}" in note
+    assert "--dino" not in note

@@ -40,6 +40,8 @@ _DROPS = {
     ),
 }
 """Reason of `captions.reason_to_drop` -> the note on it."""
+_RELIABLE_WORDS, _JOINED = 6, 4
+"""Shorter captions are tested several at a time: of short ones alone, most seem to be in another language. Ours."""
 _MOST_IN_OTHER_LANGUAGES = CHECKS["other_language"].bound.fail or 0.0
 
 
@@ -116,7 +118,7 @@ def _check_texts(texts: Sequence[str], read: str, rules: CaptionRules) -> tuple[
         if (n := reasons.count(reason))
     ]
     if rules.languages:
-        n_other = sum(language.probability(text, rules.languages) < rules.captions.min_language for text in usable)
+        n_other = _count_other_languages(usable, rules.languages, rules.captions.min_language)
         if n_other > _MOST_IN_OTHER_LANGUAGES * len(usable):
             notes.append(
                 f"validation.languages: {n_other} of {read} captions are probably in none of {', '.join(rules.languages)}; the "
@@ -130,3 +132,11 @@ def _check_texts(texts: Sequence[str], read: str, rules: CaptionRules) -> tuple[
         drops = f"the default list drops {n_matches} of {read} captions: {words}"
         notes.append(f"instructions.moderation: {drops}; name a list of your own if they are wanted")
     return usable, notes
+
+
+def _count_other_languages(texts: Sequence[str], languages: Sequence[str], min_probability: float) -> int:
+    """About how many texts are in other languages; the stage `validation` tests each with its instruction, which is longer."""
+    short = [text for text in texts if len(text.split()) < _RELIABLE_WORDS]
+    groups = [[text] for text in texts if len(text.split()) >= _RELIABLE_WORDS]
+    groups += [short[start : start + _JOINED] for start in range(0, len(short), _JOINED)]
+    return sum(len(group) for group in groups if language.probability(". ".join(group), languages) < min_probability)

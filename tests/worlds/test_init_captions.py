@@ -78,6 +78,30 @@ def test_captions_in_a_language_that_the_validation_refuses_are_named(clone: Pat
     assert "instructions.n_captions: 88, all that are not dropped" in output
 
 
+SHORT = [
+    "a red car",
+    "a man rides a horse",
+    "two cats",
+    "an old door",
+    "my bike",
+    "Berlin at night",
+    "blue vase",
+    "kitchen interior",
+]
+SHORT_GERMAN = ["ein rotes Auto", "ein Mann reitet ein Pferd", "zwei Katzen", "eine alte Tür"]
+
+
+@pytest.mark.slow
+def test_short_captions_are_not_said_to_be_in_another_language(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Alone, most of them seem to be; the stage validation tests them with their instructions, and does not stop."""
+    (clone / "captions.txt").write_text("\n".join(SHORT))
+    assert init() == 0
+    assert "validation.languages" not in capsys.readouterr().out
+    (clone / "captions.txt").write_text("\n".join(SHORT + SHORT_GERMAN), encoding="utf-8")
+    assert init("--overwrite") == 0
+    assert "validation.languages: 4 of 12 captions are probably in none of en" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_captions_without_spaces_are_too_short(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """They counted as usable, and the stage `captions` dropped them."""

@@ -35,7 +35,7 @@ from emuedit.prompts.conversation import TaskPrompt, load_task_prompt, retry_con
 from emuedit.prompts.deduplication import Deduplicator
 from emuedit.prompts.diversity import diversity
 from emuedit.prompts.instruction_record import build_instruction, choose_direction
-from emuedit.runtime import Runtime, seed_for
+from emuedit.runtime import Device, Dtype, Runtime, seed_for
 from emuedit.stages import stage_main
 from emuedit.tasks import get_task
 
@@ -48,7 +48,7 @@ _MAX_QUOTED = 300
 _INCOMPLETE = ("no_json", "lost_key")
 """Reasons of an AnswerError for an answer that was cut before its object ended; a repeated question is an object, too."""
 _LIMITS = {"timeout_s", "retries", "max_tokens"}  # they change only answers that exceed them
-WITHOUT_EFFECT_ON_RESULT: dict[str, Any] = {"concurrency": True, "max_failed_share": True, "endpoint": _LIMITS}
+WITHOUT_EFFECT_ON_RESULT: dict[str, Any] = {"concurrency": True, "max_failed_share": True, "device": True, "endpoint": _LIMITS}
 """Params that do not change the instructions: they may change before a stopped run goes on."""
 
 
@@ -98,6 +98,10 @@ class InstructionsParams(config.Params):
     """Questions asked at the same time; 1 for a model on this machine. It does not change the result."""
     endpoint: EndpointSettings = EndpointSettings()
     """Time limit, retries and seed of requests, for a world whose `llm` is an endpoint."""
+    device: Device = "auto"
+    """Device of a chat model on this machine: auto, cuda, mps or cpu, or a GPU with its number, such as cuda:1."""
+    dtype: Dtype = "auto"
+    """Its number format: auto, float32, bfloat16 or float16."""
 
 
 @dataclass(frozen=True)
@@ -256,7 +260,7 @@ def _load_llm(params: InstructionsParams, root: Path) -> LLM:
     spec = config.resolve_path(params.world.llm, root)
     if not is_local(spec):
         return load_llm(spec, endpoint=params.endpoint)
-    runtime = Runtime.choose()
+    runtime = Runtime.choose(params.device, params.dtype)
     with waiting(f"loading {params.world.llm}"):
         llm = load_llm(spec, runtime.device, runtime.torch_dtype)
     if isinstance(llm, LocalLLM) and params.concurrency > 1:

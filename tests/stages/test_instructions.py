@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from emuedit.data.publish import read_folder, read_summary
 from emuedit.data.records import Instruction
@@ -11,8 +12,8 @@ from emuedit.prompts.answer_schema import answer_schema
 from emuedit.stages import instructions
 from emuedit.stages.instructions import InstructionsError, run
 from emuedit.tasks import TASKS
-from tests.stages.scripted_llm import ANSWER, UseLLM, make_params, publish_captions, read_drops
-from tests.stages.workspace import ROOT
+from tests.stages.scripted_llm import ANSWER, ScriptedLLM, UseLLM, make_params, publish_captions, read_drops
+from tests.stages.workspace import ROOT, toy_world
 
 PROMPTS = ROOT / "emuedit" / "prompts"
 
@@ -169,3 +170,19 @@ def test_the_toy_llm_answers_for_every_task(tmp_path: Path) -> None:
     assert all(edit.source_object == "red card with the letter A" for edit in edits if edit.task == "text")
     kept_objects = [edit.source_object or "" for edit in edits if edit.task == "background"]
     assert kept_objects[0] == "red card with the letter A, blue person waving"
+
+
+def test_a_chat_model_on_this_machine_has_the_device_and_number_format_of_the_params(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU before Ampere, a model of 7 billion parameters was loaded in float32, and no setting prevented it."""
+    publish_captions(tmp_path)
+    loaded: list[tuple[object, ...]] = []
+
+    def load_llm(*arguments: object) -> ScriptedLLM:
+        loaded.append(arguments)
+        return ScriptedLLM(None)
+
+    monkeypatch.setattr(instructions, "load_llm", load_llm)
+    run(make_params(world=toy_world() | {"llm": "owner/chat"}, device="cpu", dtype="float16"), tmp_path)
+    assert loaded == [("owner/chat", "cpu", torch.float16)]

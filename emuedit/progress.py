@@ -18,6 +18,7 @@ EVERY_S = 10.0
 """Longest silence in a log file, in seconds; EMUEDIT_PROGRESS_SECONDS overrides it."""
 _REFRESH_S = 1.0  # of a bar on a terminal
 _COUNTED = "{l_bar}{bar}| {n:.0f}/{total:.0f} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+_WEIGHTED = "{l_bar}{bar}| {n:.0f}/{total:.0f} [{elapsed}, {rate_fmt}{postfix}]"
 _UNCOUNTED = "{desc}: {n:.0f} {unit}s [{elapsed}, {rate_fmt}{postfix}]"
 
 
@@ -28,6 +29,8 @@ class Progress:
             progress.advance(96)
 
     Thread-safe. Amounts may be fractions of a unit. only_if_long: nothing is reported of work that ends before the second report.
+    cost, done_cost: of all units and of those of the earlier run, if units differ in their time; the time left then comes from
+    the costs given to `advance`.
     """
 
     def __init__(
@@ -38,17 +41,21 @@ class Progress:
         done: float = 0,
         stream: TextIO | None = None,
         only_if_long: bool = False,
+        cost: float | None = None,
+        done_cost: float = 0,
     ) -> None:
-        self.label, self.total, self.unit = label, total, unit
+        self.label, self.total, self.unit, self.cost = label, total, unit, cost
         self._stream = stream or sys.stderr
         self._done = self._first = done
+        self._done_cost = self._first_cost = done_cost
         self._note = ""
         self._start, self._end = time.monotonic(), 0.0
         self._lock, self._stop = threading.Lock(), threading.Event()
         self._is_shown = not only_if_long
         self._bar: tqdm[Any] | None = None
         if self._stream.isatty():
-            bar_format, delay_s = _UNCOUNTED if total is None else _COUNTED, _REFRESH_S if only_if_long else 0
+            bar_format = _UNCOUNTED if total is None else _COUNTED if cost is None else _WEIGHTED
+            delay_s = _REFRESH_S if only_if_long else 0
             self._bar = tqdm(
                 total=total, desc=label, unit=unit, initial=done, file=self._stream, bar_format=bar_format, delay=delay_s
             )
@@ -70,10 +77,11 @@ class Progress:
         if self._bar is None and kind is None and self.total != 0 and self._is_shown:
             self._report()
 
-    def advance(self, amount: float = 1, note: str | None = None) -> None:
+    def advance(self, amount: float = 1, note: str | None = None, cost: float = 0) -> None:
         """Count finished work; `note` is shown after the counts from now on."""
         with self._lock:
             self._done += amount
+            self._done_cost += cost
             self._note = self._note if note is None else note
 
     def set_done(self, done: float) -> None:
@@ -110,10 +118,19 @@ class Progress:
             return f"{self.label}, {format_duration(seconds)} so far" if seconds >= 1 else f"{self.label} ..."
         parts = [f"{self.label}: {done:.0f}/{self.total:.0f} {self.unit}s, {done / self.total:.0%}"]
         if rate > 0 and done < self.total:
-            parts += [f"{rate:.3g} {self.unit}s/s", f"{format_duration((self.total - done) / rate)} left"]
+            left = self._time_left() or f"{format_duration((self.total - done) / rate)} left"
+            parts += [f"{rate:.3g} {self.unit}s/s", left]
         elif done < self.total:
             parts.append(f"{format_duration(seconds)} so far")
         return ", ".join(parts + ([note] if note else []))
+
+    def _time_left(self) -> str:
+        """By the costs, such as '2.5 h left'; empty without costs, and before anything is finished."""
+        with self._lock:
+            done, first = self._done_cost, self._first_cost
+        if self.cost is None or done <= first:
+            return ""
+        return f"{format_duration(max(0.0, self.cost - done) * self.seconds / (done - first))} left"
 
     def _report_regularly(self) -> None:
         interval_s = _REFRESH_S if self._bar is not None else report_interval_s()
@@ -125,10 +142,11 @@ class Progress:
         if self._bar is None:
             print(self.describe(), file=self._stream, flush=True)
             return
+        left = self._time_left()
         with self._lock:
             self._bar.n, self._bar.delay = self._done, 0
-            if self._note:
-                self._bar.set_postfix_str(self._note, refresh=False)
+            if shown := ", ".join(filter(None, (left, self._note))):
+                self._bar.set_postfix_str(shown, refresh=False)
             self._bar.refresh()
 
 

@@ -100,6 +100,30 @@ def test_work_of_an_earlier_run_counts_as_done_but_not_for_the_rate(clock: Clock
     assert running.describe() == "pairs: 80/100 pairs, 80%, 2 pairs/s, 10 s left"
 
 
+def test_the_time_left_is_that_of_the_costs(clock: Clock) -> None:
+    """Pairs of own images come first and cost a twentieth: after half of the pairs, as much again seemed to be left."""
+    running = Progress("pairs", 200, "pair", done=20, stream=io.StringIO(), cost=2100, done_cost=20)
+    clock.now += 10
+    assert running.describe() == "pairs: 20/200 pairs, 10%, 10 s so far"
+    running.advance(80, cost=80)
+    assert running.describe() == "pairs: 100/200 pairs, 50%, 8 pairs/s, 4 min left"
+    clock.now += 125
+    running.advance(50, cost=1000, note="3 dropped")
+    assert running.describe() == "pairs: 150/200 pairs, 75%, 0.963 pairs/s, 2 min left, 3 dropped"
+    running.advance(50, cost=1000)
+    assert running.describe() == "pairs: 200/200 pairs, 100%, 3 dropped"
+
+
+def test_a_bar_of_work_with_costs_shows_their_time_left(clock: Clock) -> None:
+    terminal = Terminal()
+    with Progress("pairs", 200, "pair", stream=terminal, cost=2100) as running:
+        running.advance(100, cost=100)
+        clock.now += 10
+        running._report()
+    assert "3 min left" in terminal.getvalue()
+    assert "<" not in terminal.getvalue(), "not the time left by the count"
+
+
 def test_work_of_unknown_length_has_neither_share_nor_time_left(clock: Clock) -> None:
     stream = io.StringIO()
     with Progress("captions", None, "row", stream=stream) as running:

@@ -120,10 +120,12 @@ def _make_shards(params: PairsParams, root: Path, instructions: list[Instruction
     shards = group_by_source(instructions, params.instructions_per_shard)
     paths = [shard_path(scratch, number) for number in range(len(shards))]
     n_pairs = {path.name: sum(_expected_pairs(row, params) for row in rows) for path, rows in zip(paths, shards, strict=True)}
-    done = sum(n_pairs[path.name] for path in paths if path.exists())
+    costs = {path.name: params.estimate_cost(rows) for path, rows in zip(paths, shards, strict=True)}
+    done, done_cost = (sum(amounts[path.name] for path in paths if path.exists()) for amounts in (n_pairs, costs))
     print(f"pairs: {len(instructions)} instructions in {len(shards)} shards, {runtime}", flush=True)
     trial_counts: TrialCounts = Counter()
-    with Progress("pairs", sum(n_pairs.values()), "pair", done) as progress:
+    cost = sum(costs.values())
+    with Progress("pairs", sum(n_pairs.values()), "pair", done, cost=cost, done_cost=done_cost) as progress:
         shares: Counter[str] = Counter()
         n_dropped = 0
         progress.advance(0, note="workers load their models")
@@ -131,7 +133,7 @@ def _make_shards(params: PairsParams, root: Path, instructions: list[Instruction
         def report(name: str, share: float) -> None:
             share = min(share, 1 - shares[name])  # a shard's shares are estimates
             shares[name] += share  # type: ignore[assignment]
-            progress.advance(share * n_pairs[name], note=f"{n_dropped} dropped")
+            progress.advance(share * n_pairs[name], note=f"{n_dropped} dropped", cost=share * costs[name])
 
         build = partial(_build_work, _with_smaller_batches(params), root, scratch, runtime)
         with worker_pool(workers, build, runtime.device, report) as pool:
@@ -140,7 +142,7 @@ def _make_shards(params: PairsParams, root: Path, instructions: list[Instruction
                 jobs = {paths[n].name: ShardJob(paths[n], shards[n], trial_counts) for n in missing}
                 for name, drops in pool(jobs):
                     n_dropped += drops
-                    progress.advance((1 - shares[name]) * n_pairs[name], note=f"{n_dropped} dropped")
+                    report(name, 1 - shares[name])
                 trial_counts = trial_counts + strategy.count_trials(params.strategy, [paths[number] for number in numbers])
     if trial_counts:
         (scratch / TRIALS_FILE).write_text(strategy.describe_trials(trial_counts), encoding="utf-8")

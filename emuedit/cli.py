@@ -4,7 +4,7 @@ import argparse
 import io
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from emuedit import failures
 from emuedit.editing import edit_commands, learn_command, task_commands
@@ -65,15 +65,22 @@ def console_main() -> NoReturn:
     exit_process(main())
 
 
+class _CommandParser(argparse.ArgumentParser):
+    """The parser of the program, and of each of its commands. Options have only their full names."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **settings)
+
+
 def _parser() -> argparse.ArgumentParser:
     """The parser. A command sets `run` and, if they are true of it, these defaults:
 
     uses_registry: it uses MLflow, and names which one if `emuedit up` was called in the working folder. needs_registry: it does
     nothing if MLflow cannot be used, which implies the other.
     """
-    parser = argparse.ArgumentParser(prog="emuedit", description="An open Emu Edit: edit images by instruction.")
+    parser = _CommandParser(prog="emuedit", description="An open Emu Edit: edit images by instruction.")
     parser.set_defaults(uses_registry=False, needs_registry=False)
-    commands = parser.add_subparsers(required=True, metavar="command")
+    commands: Any = parser.add_subparsers(required=True, metavar="command")
     init_command.add_commands(commands)
     edit_commands.add_commands(commands)
     task_commands.add_commands(commands)

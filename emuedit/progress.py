@@ -145,8 +145,8 @@ class Progress:
         left = self._time_left()
         with self._lock:
             self._bar.n, self._bar.delay = self._done, 0
-            if shown := ", ".join(filter(None, (left, self._note))):
-                self._bar.set_postfix_str(shown, refresh=False)
+            if postfix := ", ".join(filter(None, (left, self._note))):
+                self._bar.set_postfix_str(postfix, refresh=False)
             self._bar.refresh()
 
 

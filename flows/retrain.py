@@ -132,8 +132,9 @@ def _print_report(graph: dvc_graph.Graph, result: RetrainResult, start: float) -
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="retrain", description="Run the stages that are out of date, register the editor, apply the promotion gate."
-    )
+        prog="retrain", description="Run the stages that are out of date, register the editor, apply the promotion gate.",
+        allow_abbrev=False,
+    )  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="only print which stages are out of date, and why")
     parser.add_argument("--no-register", action="store_true", help="do not register the model")
     parser.add_argument("--force", action="store_true", help="run every stage again")

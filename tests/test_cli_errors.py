@@ -51,3 +51,13 @@ def run_with(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
 
     options = argparse.Namespace(uses_registry=False, needs_registry=False, run=run)
     monkeypatch.setattr(cli, "_parser", lambda: SimpleNamespace(parse_args=lambda words: options))
+
+
+def test_no_option_can_be_abbreviated() -> None:
+    """`rollback --t 3` and `promote 3 --f x`, which is --force, were accepted, and `edit --overw` was not."""
+    parsers = [cli._parser()]
+    for parser in parsers:
+        assert not parser.allow_abbrev, parser.prog
+        subparsers = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+        parsers.extend(command for action in subparsers for command in action.choices.values())
+    assert len(parsers) > 30

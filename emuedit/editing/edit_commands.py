@@ -23,8 +23,8 @@ from emuedit.progress import Progress, waiting
 
 def add_commands(commands: Any) -> None:
     """Add the commands to `emuedit`'s parser."""
-    _add_edit(commands.add_parser("edit", help="edit an image", allow_abbrev=False))
-    _add_replay(commands.add_parser("replay", help="repeat the edits of a session file", allow_abbrev=False))
+    _add_edit(commands.add_parser("edit", help="edit an image"))
+    _add_replay(commands.add_parser("replay", help="repeat the edits of a session file"))
 
 
 def _edit(options: argparse.Namespace) -> None:

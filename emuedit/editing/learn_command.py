@@ -12,7 +12,7 @@ from emuedit.progress import waiting
 
 def add_commands(commands: Any) -> None:
     """Add the command to `emuedit`'s parser."""
-    command = commands.add_parser("learn", help="learn a new task from a folder of examples", allow_abbrev=False)
+    command = commands.add_parser("learn", help="learn a new task from a folder of examples")
     command.set_defaults(run=_learn)
     command.add_argument("examples", type=Path, help="folder with edits.csv (image, result, instruction), or before/ and after/")
     command.add_argument("--name", required=True, help="name of the task: a letter, then letters, digits and _; lower case")

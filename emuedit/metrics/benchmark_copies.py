@@ -74,7 +74,7 @@ def _read_sources(shard: Path) -> Iterator[list[bytes]]:
 def _looks_like(sources: list[bytes], views: Pixels) -> npt.NDArray[np.bool_]:
     """Whether each source image looks like one of the views [V, 16, 16, 3] in one of its own."""
     decoded = map_in_threads(_decode_views, sources)
-    return np.array([own is not None and look_alikes.match(own, views, look_alikes.COPY_LEVELS).any() for own in decoded])
+    return np.array([pair is not None and look_alikes.match(pair, views, look_alikes.COPY_LEVELS).any() for pair in decoded])
 
 
 def _decode_views(png: bytes) -> Pixels | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -87,8 +87,11 @@ class HookedAttnProcessor:
         return out / attn.rescale_output_factor
 
 
+P = TypeVar("P", bound=HookedAttnProcessor)
+
+
 @contextmanager
-def install_processor(unet: Any, processor: HookedAttnProcessor) -> Iterator[None]:
+def install_processor(unet: Any, processor: P) -> Iterator[P]:
     """Context manager that uses a processor in every attention layer of a U-Net, and restores the old ones afterwards.
 
     Raises ValueError for a U-Net with non-standard processors (adapters, other attention control), which would be disabled
@@ -101,7 +104,7 @@ def install_processor(unet: Any, processor: HookedAttnProcessor) -> Iterator[Non
         )
     unet.set_attn_processor(dict.fromkeys(before, processor))
     try:
-        yield
+        yield processor
     finally:
         unet.set_attn_processor(dict(before))
 

@@ -42,23 +42,21 @@ _SECRETS = ("AWS_SECRET_ACCESS_KEY",)
 
 def add_commands(commands: Any) -> None:
     """Add the commands to the subparsers of `emuedit`."""
-    up = commands.add_parser("up", help="start MLflow, Prefect, an S3 store and a worker on this machine", allow_abbrev=False)
+    up = commands.add_parser("up", help="start MLflow, Prefect, an S3 store and a worker on this machine")
     up.set_defaults(run=_up)
     up.add_argument(
         "--data", type=Path, default=DATA, metavar="FOLDER", help=f"folder for all data of the servers; default: {DATA}"
     )
     ports = f"first port to try; chosen ports are remembered; default: {PORT_BASE}"
     up.add_argument("--port-base", type=int, default=PORT_BASE, metavar="N", help=ports)
-    down = commands.add_parser("down", help="stop what `up` started", allow_abbrev=False)
+    down = commands.add_parser("down", help="stop what `up` started")
     down.set_defaults(run=_down)
     down.add_argument("--data", type=Path, default=DATA, metavar="FOLDER", help=f"data folder of `up`; default: {DATA}")
-    status = commands.add_parser(
-        "status", help="show the state of the servers; exit status 1 unless all are healthy", allow_abbrev=False
-    )
+    status = commands.add_parser("status", help="show the state of the servers; exit status 1 unless all are healthy")
     status.set_defaults(run=_status)
     status.add_argument("--data", type=Path, default=DATA, metavar="FOLDER", help=f"data folder of `up`; default: {DATA}")
     status.add_argument("--json", action="store_true", help="print JSON")
-    doctor = commands.add_parser("doctor", help="check this machine and folder for known problems", allow_abbrev=False)
+    doctor = commands.add_parser("doctor", help="check this machine and folder for known problems")
     doctor.set_defaults(run=_doctor)
     doctor.add_argument("--json", action="store_true", help="print JSON")
 

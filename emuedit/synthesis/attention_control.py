@@ -7,15 +7,11 @@ Shapes: R batch rows, N tokens of a layer, D the layer's width, h and w the heig
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from emuedit.core import attention_mixing
-from emuedit.models.attention_processor import HookedAttnProcessor, install_processor
+from emuedit.models.attention_processor import HookedAttnProcessor
 from emuedit.synthesis.attention_features import AttentionFeatures
 
 
@@ -103,11 +99,3 @@ class MaskControl(HookedAttnProcessor):
             raise ValueError("the U-Net runs with a MaskControl that is not set; call MaskControl.set before every forward pass")
         if len(rows) != self._n_rows:
             raise ValueError(f"the MaskControl was set for {self._n_rows} rows, the forward pass has {len(rows)}; set it again")
-
-
-@contextmanager
-def mask_control(unet: Any) -> Iterator[MaskControl]:
-    """Context manager that controls every attention layer of a U-Net, see `attention_processor.install_processor`."""
-    control = MaskControl()
-    with install_processor(unet, control):
-        yield control

@@ -6,15 +6,12 @@ Shapes: E terms of classifier-free guidance (null before text), G sources, N tok
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from emuedit.models.attention_processor import HookedAttnProcessor, install_processor
+from emuedit.models.attention_processor import HookedAttnProcessor
 
 
 @dataclass(frozen=True)
@@ -88,14 +85,3 @@ class FeatureRecorder(HookedAttnProcessor):
         for tensors in (self._queries, self._keys, self._outputs):
             tensors.clear()
         self.n_bytes_left = self._max_bytes
-
-
-@contextmanager
-def record_features(unet: Any, max_bytes: float = math.inf) -> Iterator[FeatureRecorder]:
-    """Context manager that records the attention of every layer of a U-Net, see `attention_processor.install_processor`.
-
-    `max_bytes`: limit per forward pass; beyond it nothing is recorded.
-    """
-    recorder = FeatureRecorder(max_bytes)
-    with install_processor(unet, recorder):
-        yield recorder

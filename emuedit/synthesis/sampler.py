@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from emuedit.core import guidance, soft_mask
+from emuedit.models.attention_processor import install_processor
 from emuedit.models.denoising import Denoiser, memoryless_scheduler
 from emuedit.models.text_to_image import TextCondition, TextToImageModel
-from emuedit.synthesis.attention_control import MaskControl, mask_control
-from emuedit.synthesis.attention_features import AttentionFeatures, record_features
+from emuedit.synthesis.attention_control import MaskControl
+from emuedit.synthesis.attention_features import AttentionFeatures, FeatureRecorder
 from emuedit.synthesis.variant_plan import StepRows, Variant, VariantPlan
 
 ReportRows = Callable[[int], None]
@@ -116,8 +117,8 @@ class Sampler:
         z_t = denoiser.start(self.base_model.initial_noise(generators))  # [G, C, h, w]
         scale = z_t.new_full((len(z_t),), guidance_scale)
         z, states, nulls, features = [z_t], [], [], []
-        max_bytes = max_feature_bytes / self.steps
-        with record_features(self.base_model.unet, max_bytes) if max_feature_bytes > 0 else nullcontext() as recorder:
+        recorder = FeatureRecorder(max_feature_bytes / self.steps) if max_feature_bytes > 0 else None
+        with nullcontext() if recorder is None else install_processor(self.base_model.unet, recorder):
             for step, t in enumerate(denoiser.timesteps):
                 e, e_null = self.predict_guided(denoiser, step, z_t, text, null, scale)
                 if recorder is not None and recorder.is_recording:
@@ -151,7 +152,7 @@ class Sampler:
         scale = torch.tensor([variant.guidance_scale for variant in variants], device=device)
         null = self.base_model.null_text(1)
         z = trajectory.z[plan.start, source_of]  # [K, C, h, w]
-        with mask_control(self.base_model.unet) as control:
+        with install_processor(self.base_model.unet, MaskControl()) as control:
             for step, t in enumerate(denoiser.timesteps):
                 rows = plan.rows(step)
                 if not rows.variants:

@@ -70,7 +70,7 @@ def _bind(family: int, kind: int, protocol: int, address: tuple[object, ...]) ->
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="serve_model", description="Serve a model; at SIGTERM, answer the open requests and exit."
+        prog="serve_model", description="Serve a model; at SIGTERM, answer the open requests and exit.", allow_abbrev=False
     )
     champion = f"{SCHEME}{MODEL_NAME}@champion"
     parser.add_argument("--model-uri", default=champion, metavar="URI", help=f"default: {champion}")

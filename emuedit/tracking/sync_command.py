@@ -12,9 +12,7 @@ from emuedit.tracking.service_errors import ServiceError
 
 def add_commands(commands: Any) -> None:
     """Add the command to `emuedit`'s parser."""
-    command = commands.add_parser(
-        "sync", help="upload runs that MLflow did not receive while it was unreachable", allow_abbrev=False
-    )
+    command = commands.add_parser("sync", help="upload runs that MLflow did not receive while it was unreachable")
     command.set_defaults(run=_sync, uses_registry=True)
     moved = f"first update the paths in {store_address.DATABASE} after the folder was moved or copied"
     command.add_argument("--moved", action="store_true", help=moved)

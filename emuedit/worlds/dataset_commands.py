@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 def add_commands(commands: Any) -> None:
     """Add the commands to `emuedit`'s parser."""
-    _add_import(commands.add_parser("import", help="convert a public dataset or your own images to pairs", allow_abbrev=False))
-    export = commands.add_parser("export", help="write the kept pairs as a dataset to share", allow_abbrev=False)
+    _add_import(commands.add_parser("import", help="convert a public dataset or your own images to pairs"))
+    export = commands.add_parser("export", help="write the kept pairs as a dataset to share")
     export.set_defaults(run=_export)
     export.add_argument("out", type=Path, help="new folder for the kept pairs of data/pairs")
 

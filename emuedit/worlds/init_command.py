@@ -24,9 +24,7 @@ _KEYS = ("captions", *_DEFAULTS, "base_model")
 
 def add_commands(commands: Any) -> None:
     """Add the command to `emuedit`'s parser."""
-    command = commands.add_parser(
-        "init", help="write params.yaml and dvc.yaml for your own captions, images and models", allow_abbrev=False
-    )
+    command = commands.add_parser("init", help="write params.yaml and dvc.yaml for your own captions, images and models")
     command.set_defaults(run=_run)
     command.epilog = "Options that are left out have the value of the params.yaml of an earlier init, or else their default."
     command.add_argument(

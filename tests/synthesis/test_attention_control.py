@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from emuedit.models.attention_processor import install_processor
 from emuedit.models.text_to_image import TextToImageModel
-from emuedit.synthesis.attention_control import MaskControl, mask_control
+from emuedit.synthesis.attention_control import MaskControl
 
 LAYERS: dict[str, dict[str, Any]] = {
     "self": {},
@@ -90,7 +91,7 @@ def test_processors_are_restored(base_model: TextToImageModel) -> None:
         assert all(isinstance(processor, MaskControl) for processor in base_model.unet.attn_processors.values())
         raise RuntimeError("stopped")
 
-    with pytest.raises(RuntimeError, match="stopped"), mask_control(base_model.unet):
+    with pytest.raises(RuntimeError, match="stopped"), install_processor(base_model.unet, MaskControl()):
         stop()
     assert {name: id(p) for name, p in base_model.unet.attn_processors.items()} == {name: id(p) for name, p in before.items()}
 
@@ -103,7 +104,10 @@ def test_adapters_are_refused(base_model: TextToImageModel) -> None:
     before = base_model.unet.attn_processors
     try:
         base_model.unet.set_attn_processor(Adapter())
-        with pytest.raises(ValueError, match=r"plain attention.*\['Adapter'\]"), mask_control(base_model.unet):
+        with (
+            pytest.raises(ValueError, match=r"plain attention.*\['Adapter'\]"),
+            install_processor(base_model.unet, MaskControl()),
+        ):
             pass
     finally:
         base_model.unet.set_attn_processor(dict(before))
@@ -112,7 +116,7 @@ def test_adapters_are_refused(base_model: TextToImageModel) -> None:
 def test_a_control_that_is_not_set_or_does_not_fit_is_refused(base_model: TextToImageModel) -> None:
     x, t, text = base_model.initial_noise([torch.Generator().manual_seed(0)] * 2), 5, base_model.encode_text(["a", "b"])
     M = torch.zeros(2, 1, 16, 16)
-    with mask_control(base_model.unet) as control:
+    with install_processor(base_model.unet, MaskControl()) as control:
         with torch.no_grad(), pytest.raises(ValueError, match=r"call MaskControl\.set before every forward"):
             base_model.predict(x, t, text)
         control.set(torch.tensor([0, 0]), M, torch.tensor([False, False]), (6, 6))  # the latents are 8 x 8

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from emuedit.models.attention_processor import install_processor
 from emuedit.models.text_to_image import TextToImageModel
-from emuedit.synthesis.attention_features import AttentionFeatures, record_features
+from emuedit.synthesis.attention_features import AttentionFeatures, FeatureRecorder
 from emuedit.synthesis.sampler import Sampler, Trajectory
 from emuedit.synthesis.variant_plan import Variant
 from tests.synthesis.test_sampler import CAPTIONS, FREE, SEEDS, count_rows, square
@@ -92,7 +93,7 @@ def test_unguided_variants_take_the_text_term_of_guided_sources(base_model: Text
 
 def test_features_have_a_layer_for_every_attention(base_model: TextToImageModel) -> None:
     n_layers = len(base_model.unet.attn_processors)
-    with record_features(base_model.unet) as recorder:
+    with install_processor(base_model.unet, FeatureRecorder()) as recorder:
         text = base_model.encode_text(CAPTIONS)
         z_t = base_model.initial_noise([torch.Generator().manual_seed(seed) for seed in SEEDS])
         with torch.no_grad():

@@ -57,10 +57,10 @@ def test_instructions_built_backwards_begin_with_the_target(reverse: bool, first
 def test_a_pair_of_an_own_image_costs_a_fraction_of_a_generated_one() -> None:
     params = validate(steps=50)
     generated = make_instruction(False)
-    own = dataclasses.replace(generated, task="depth", image="photos/1.jpg", image_hash="0" * 16)
-    costs = [params.estimate_cost([instruction]) for instruction in (generated, own)]
+    annotated = dataclasses.replace(generated, task="depth", image="photos/1.jpg", image_hash="0" * 16)
+    costs = [params.estimate_cost([instruction]) for instruction in (generated, annotated)]
     assert costs == [2 * 120 + 4, 4]
-    assert params.estimate_cost([generated, own]) == sum(costs)
+    assert params.estimate_cost([generated, annotated]) == sum(costs)
 
 
 def test_the_area_of_a_region_is_the_share_of_the_picture() -> None:

@@ -15,11 +15,11 @@ _N_SHOWN = 20
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add `remote` and its commands to those of `emuedit`."""
-    remote = commands.add_parser("remote", help="data in S3-compatible storage", allow_abbrev=False)
+    remote = commands.add_parser("remote", help="data in S3-compatible storage")
     parts = remote.add_subparsers(required=True, metavar="command")
     keys = "Credentials come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile; they are never written."
 
-    init = parts.add_parser("init", help="set up a bucket, and DVC for it", allow_abbrev=False, epilog=keys)
+    init = parts.add_parser("init", help="set up a bucket, and DVC for it", epilog=keys)
     init.set_defaults(run=_init)
     init.add_argument("url", help="s3://bucket/prefix; the bucket is created if it does not exist")
     init.add_argument("--endpoint", metavar="URL", help="such as https://store.example.org; default: AWS, or AWS_ENDPOINT_URL")
@@ -28,25 +28,25 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     init.add_argument("--name", default="s3", help="name of the DVC remote, which becomes DVC's default remote; default: s3")
     init.add_argument("--local", action="store_true", help="write to .dvc/config.local, which git ignores")
 
-    check = parts.add_parser("check", help="test the object store, and suggest fixes", allow_abbrev=False, epilog=keys)
+    check = parts.add_parser("check", help="test the object store, and suggest fixes", epilog=keys)
     check.set_defaults(run=_check)
     check.add_argument("--json", action="store_true", help="print JSON")
 
-    gc = parts.add_parser("gc", help="list the data that no commit needs; with --yes, delete it", allow_abbrev=False)
+    gc = parts.add_parser("gc", help="list the data that no commit needs; with --yes, delete it")
     gc.set_defaults(run=_gc)
     gc.add_argument("--yes", action="store_true", help="delete it in the remote")
 
-    verify = parts.add_parser("verify", help="ask the store for each object of this commit's data", allow_abbrev=False)
+    verify = parts.add_parser("verify", help="ask the store for each object of this commit's data")
     verify.set_defaults(run=_verify)
     verify.add_argument("--repair", action="store_true", help="upload those again that the store lacks or cannot read")
 
-    publish = parts.add_parser("publish", help="publish the data of this commit as the latest", allow_abbrev=False)
+    publish = parts.add_parser("publish", help="publish the data of this commit as the latest")
     publish.set_defaults(run=_publish)
-    latest = parts.add_parser("latest", help="print the latest published manifest", allow_abbrev=False)
+    latest = parts.add_parser("latest", help="print the latest published manifest")
     latest.set_defaults(run=_latest)
     latest.add_argument("--json", action="store_true", help="print JSON")
 
-    link = parts.add_parser("link", help="upload a report and print a URL that opens without an account", allow_abbrev=False)
+    link = parts.add_parser("link", help="upload a report and print a URL that opens without an account")
     link.set_defaults(run=_link)
     link.add_argument("path", type=Path, help="such as reports/evaluation/contact_sheet.png")
     link.add_argument("--hours", type=float, default=24, help="how long the URL works, at most 168; default: 24")

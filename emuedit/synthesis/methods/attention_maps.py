@@ -8,15 +8,13 @@ layer, L tokens of a caption.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from emuedit.models.attention_processor import HookedAttnProcessor, install_processor
+from emuedit.models.attention_processor import HookedAttnProcessor
 
 
 @dataclass(frozen=True)
@@ -122,11 +120,3 @@ class AttentionMapControl(HookedAttnProcessor):
             total, n_maps = self._recorded.get(n_tokens, (torch.zeros((), device=P.device), 0))
             self._recorded[n_tokens] = (total + P.mean(1).float(), n_maps + 1)
         return P
-
-
-@contextmanager
-def control_attention_maps(unet: Any) -> Iterator[AttentionMapControl]:
-    """Context manager that controls every attention layer of a U-Net, see `attention_processor.install_processor`."""
-    control = AttentionMapControl()
-    with install_processor(unet, control):
-        yield control

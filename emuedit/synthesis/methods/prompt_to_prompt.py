@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from emuedit.synthesis.methods.attention_maps import AttentionMapControl, MapEdits, control_attention_maps
+from emuedit.models.attention_processor import install_processor
+from emuedit.synthesis.methods.attention_maps import AttentionMapControl, MapEdits
 from emuedit.synthesis.methods.caption_alignment import CaptionAlignment, CaptionTokens
 from emuedit.synthesis.methods.local_blend import LocalBlend, blend_latents
 from emuedit.synthesis.sampler import Sampler
@@ -97,7 +98,7 @@ class PromptToPrompt:
         scale = torch.tensor([*guidance_scales, *(edit.guidance_scale for edit in edits)], device=z.device)
         text, null = base_model.encode_text([*captions, *(edit.caption for edit in edits)]), base_model.null_text(1)
         alignments = align_captions(base_model.tokenizer, captions, edits, text.hidden.shape[1])
-        with control_attention_maps(base_model.unet) as control:
+        with install_processor(base_model.unet, AttentionMapControl()) as control:
             step_control = StepControl(control, edits, alignments, n_sources, self.sampler.steps)
             for i, t in enumerate(denoiser.timesteps):
                 step_control.set_step(i, guided=self.sampler.n_terms(denoiser, i, scale) > 1)

@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Literal, NoReturn
@@ -37,6 +37,21 @@ CGROUP = Path("/sys/fs/cgroup")
 def set_env_defaults(defaults: Mapping[str, str] = QUIET_ENV) -> None:
     """Set environment variables before libraries read them. Variables that the user has set are kept."""
     os.environ.update({name: value for name, value in defaults.items() if name not in os.environ})
+
+
+@contextlib.contextmanager
+def environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Within the block, environment variables have these values."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def keep_compiled_modules() -> None:

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
+from emuedit.data.writable_folder import why_not_writable
 from emuedit.operations.servers.http_probe import ask
 from emuedit.tracking.service_errors import hide_password
 
@@ -34,11 +35,9 @@ def check() -> None:
     If the home folder is not writable and PREFECT_HOME is not set, it is set to a temporary folder of this user.
     """
     home = os.environ.get(_HOME_ENV)
-    if problem := _why_not_writable(Path(home).expanduser() if home else Path.home() / ".prefect"):
+    if problem := why_not_writable(Path(home).expanduser() if home else Path.home() / ".prefect"):
         if home:
-            raise ServerError(
-                f"want a folder that Prefect can write, got {_HOME_ENV}={home} ({problem}); name another or unset it"
-            )
+            raise ServerError(f"want a folder that Prefect can write as {_HOME_ENV}, got {problem}; name another or unset it")
         os.environ[_HOME_ENV] = str(_make_private_folder(f"emuedit-prefect-{os.getuid()}"))
         print(f"== ~/.prefect is not writable ({problem}); using {os.environ[_HOME_ENV]}", flush=True)
     if url := os.environ.get(_URL_ENV):
@@ -101,13 +100,3 @@ def _broken_files() -> Iterator[str]:
             tomllib.loads(file.read_text(encoding="utf-8") if file.is_file() else "")
         except ValueError:
             yield str(file)
-
-
-def _why_not_writable(folder: Path) -> str:
-    """Why a folder, which need not exist yet, is not writable; empty if it is."""
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    try:
-        with tempfile.TemporaryFile(dir=existing):
-            return ""
-    except OSError as error:
-        return error.strerror or str(error)

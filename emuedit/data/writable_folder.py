@@ -9,7 +9,13 @@ class FolderError(ValueError):
 
 
 def check_writable(folder: Path) -> None:
-    """Raise FolderError unless files can be written to a folder, or, if there is none, to the first existing folder above it.
+    """Raise FolderError unless `why_not_writable` returns an empty string."""
+    if reason := why_not_writable(folder):
+        raise FolderError(f"want a folder that can be written, got {reason}; name another, or change its permissions")
+
+
+def why_not_writable(folder: Path) -> str:
+    """Why no file can be written to a folder, or, if there is none, to the first existing folder above it; empty if it can.
 
     A file without a name is opened there for a moment; nothing stays.
     """
@@ -18,9 +24,7 @@ def check_writable(folder: Path) -> None:
         place = place.parent
     try:
         with tempfile.TemporaryFile(dir=place):
-            pass
+            return ""
     except OSError as error:
         where = "" if place == folder.resolve() else f" (in {place})"
-        raise FolderError(
-            f"want a folder that can be written, got {folder}{where}: {error.strerror}; name another, or change its permissions"
-        ) from error
+        return f"{folder}{where}: {error.strerror or error}"

@@ -62,8 +62,5 @@ class TrainingPreview:
         return {f"success.{task}": share for task, share in success[NAME].items() if share is not None}
 
 
-def preview(
-    source: str, tasks: Sequence[str], n_edits: int, settings: EditSettings, folder: Path, device: str = "auto"
-) -> TrainingPreview:
-    """Create the preview; called by the stage before pairs are encoded, and before training in each process that shows it."""
-    return TrainingPreview(source, tasks, n_edits, settings, folder, device)
+preview = TrainingPreview
+"""What `train.preview.function` calls: before pairs are encoded, and before training in each process that shows the preview."""

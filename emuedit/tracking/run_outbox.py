@@ -10,7 +10,6 @@ Repeated uploads are safe, because an entry records its run once it exists. Entr
 import contextlib
 import fcntl
 import json
-import os
 import shutil
 import time
 import uuid
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from emuedit.data.atomic_file import replacing
+from emuedit.processes import environment
 from emuedit.tracking import runs, service_errors
 from emuedit.tracking.stats import PARENT_RUN_ENV
 
@@ -44,7 +44,7 @@ class RunResults:
 
     def send(self, run_id: str) -> None:
         """Log everything to an open run."""
-        with _parent(run_id):
+        with environment({PARENT_RUN_ENV: run_id}):
             children = {f"run.{stage}": runs.run_id_of(path) for stage, path in self.stats.items()}
         tags = {**self.tags, **{name: child for name, child in children.items() if child}}
         runs.log_run(run_id, params=self.params, metrics=self.metrics, tags=tags, files=self.files)
@@ -160,17 +160,3 @@ def _copy(files: Mapping[str, Path], draft: Path, kind: str) -> dict[str, str]:
         (shutil.copytree if path.is_dir() else shutil.copy2)(path, target)
         copies[name] = target.relative_to(draft).as_posix()
     return copies
-
-
-@contextlib.contextmanager
-def _parent(run_id: str) -> Iterator[None]:
-    """Within the block, new runs of stages become children of this run."""
-    before = os.environ.get(PARENT_RUN_ENV)
-    os.environ[PARENT_RUN_ENV] = run_id
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[PARENT_RUN_ENV]
-        else:
-            os.environ[PARENT_RUN_ENV] = before

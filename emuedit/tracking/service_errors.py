@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from emuedit.failures import package_of
+from emuedit.processes import environment
 from emuedit.tracking.store_address import tracking_uri
 
 SERVICE_ENV = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
@@ -190,13 +191,5 @@ def transferring() -> Iterator[None]:
 def _limited_by(limits: Mapping[str, str]) -> Iterator[None]:
     """Within the block, apply these limits, except those that the user has set."""
     values = {key: value for key, value in limits.items() if os.environ.get(key) in (None, SERVICE_ENV[key])}
-    before = {key: os.environ.get(key) for key in values}
-    os.environ.update(values)
-    try:
+    with environment(values):
         yield
-    finally:
-        for key, value in before.items():
-            if value is None:
-                del os.environ[key]
-            else:
-                os.environ[key] = value

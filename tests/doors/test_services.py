@@ -45,7 +45,7 @@ PREFECT: dict[str, tuple[dict[str, str], tuple[int, bytes], str]] = {
     "a home in a file": (
         {"PREFECT_HOME": "notes.txt/prefect"},
         (200, b""),
-        r"want a folder that Prefect can write, got PREFECT_HOME",
+        r"want a folder that Prefect can write as PREFECT_HOME, got notes\.txt/prefect",
     ),
     "a home that is read-only": ({"PREFECT_HOME": "/proc/prefect"}, (200, b""), r"want a folder that Prefect can write"),
 }

@@ -11,6 +11,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from emuedit import git
+from emuedit.data.writable_folder import why_not_writable
 from emuedit.operations.health.health_finding import Finding
 
 _PROJECT = "emuedit"
@@ -108,11 +109,10 @@ def check_proxies() -> Iterator[Finding]:
 def check_prefect_home() -> Iterator[Finding]:
     """Prefect's folder, which contains its local database, is writable."""
     home = Path(os.environ.get("PREFECT_HOME") or "~/.prefect").expanduser()
-    present = next(folder for folder in (home, *home.absolute().parents) if folder.exists())
-    if os.access(present, os.W_OK):
-        yield Finding("PREFECT_HOME", "pass", str(home))
+    if problem := why_not_writable(home):
+        yield Finding("PREFECT_HOME", "fail", f"not writable: {problem}", "export PREFECT_HOME=<folder that you can write>")
     else:
-        yield Finding("PREFECT_HOME", "fail", f"{home} is not writable", "export PREFECT_HOME=<folder that you can write>")
+        yield Finding("PREFECT_HOME", "pass", str(home))
 
 
 CHECKS = (check_python, check_versions, check_lock, check_git, check_proxies, check_prefect_home)

@@ -72,8 +72,13 @@ def test_a_proxy_before_local_servers_fails(variable: str, monkeypatch: pytest.M
 def test_a_folder_that_prefect_cannot_write_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "new/deep"))
     assert next(installation_checks.check_prefect_home()).status == "pass"
-    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
-    assert next(installation_checks.check_prefect_home()).status == "fail"
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "file/prefect"))
+    finding = next(installation_checks.check_prefect_home())
+    assert (finding.status, finding.detail) == (
+        "fail",
+        f"not writable: {tmp_path}/file/prefect (in {tmp_path}/file): Not a directory",
+    )
 
 
 def test_a_folder_without_git_or_lock_is_said(tmp_path: Path) -> None:

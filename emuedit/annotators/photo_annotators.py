@@ -24,8 +24,8 @@ from emuedit.runtime import Runtime
 BOX_RGB, MASK_RGB = np.array([(255, 0, 255), (0, 255, 255)], np.uint8)
 BATCH = 8
 """Images per forward pass of a network."""
-_MIN_FILTER_CHANGE = 1.0
-"""Mean change, of 255 levels, from which the result of a colour filter is another image. Ours."""
+_MIN_FILTER_CHANGE = 8
+"""Levels (of 255) by which a colour filter must change a channel in a hundredth of the pixels, to give another image. Ours."""
 
 Annotation = tuple[np.ndarray, np.ndarray]
 """Target images uint8 [N, H, W, 3], and bool [N]: whether each target is valid."""
@@ -132,7 +132,8 @@ def _apply_colour_filters(images: np.ndarray, names: Sequence[str]) -> Annotatio
     for n, name in enumerate(names):
         if valid[n]:
             targets[n] = _to_uint8(drawing.apply_colour_filter(name, images[n : n + 1].astype(np.float32) / 255))[0]
-            valid[n] = np.abs(targets[n].astype(np.int16) - images[n]).mean() >= _MIN_FILTER_CHANGE
+            change = np.abs(targets[n].astype(np.int16) - images[n]).max(-1)
+            valid[n] = np.percentile(change, 99) >= _MIN_FILTER_CHANGE
     return targets, valid
 
 

@@ -27,12 +27,18 @@ def stage_dependencies(stage: str, root: Path) -> list[Path]:
     `dvc.yaml` and deps that are missing in the workspace are looked up next to the code.
     Deps that exist nowhere are returned as paths below `root`. Raises ParamsError for a stage that is not in the pipeline.
     """
+    names = dependency_names(root)
+    matching = [name for name in names if name.partition("@")[0] == stage]
+    if not matching:
+        raise config.ParamsError(f"want stage '{stage}' in {PIPELINE_FILE}, got {', '.join(names)}")
+    return [find_file(dep, root) for name in matching for dep in names[name]]
+
+
+def dependency_names(root: Path) -> dict[str, list[str]]:
+    """Stage -> the deps that `dvc.yaml` lists, with `${...}` filled in from `params.yaml`."""
     stages = config.read_yaml(find_file(PIPELINE_FILE, root)).get("stages", {})
-    names = [name for name in stages if name.partition("@")[0] == stage]
-    if not names:
-        raise config.ParamsError(f"want stage '{stage}' in {PIPELINE_FILE}, got {', '.join(stages)}")
     params = config.read_yaml(find_file(config.PARAMS_FILE, root))
-    return [find_file(_fill_in(dep, params), root) for name in names for dep in stages[name].get("deps", ())]
+    return {name: [_fill_in(dep, params) for dep in stage.get("deps", ())] for name, stage in stages.items()}
 
 
 def stage_outputs(root: Path) -> list[Path]:

@@ -16,7 +16,7 @@ from pathlib import Path
 import yaml
 
 from emuedit import git
-from emuedit.data.dependencies import PIPELINE_FILE
+from emuedit.data.dependencies import PIPELINE_FILE, dependency_names
 from emuedit.editor.package_folder import PARENT_ENV
 from emuedit.tracking.registry import RUNS_SCHEME, SCHEME, ModelVersion, RegistryError, download_version
 from emuedit.tracking.stats import PARENT_RUN_ENV
@@ -46,8 +46,9 @@ def rebuild(version: ModelVersion, repository: Path, folder: Path) -> list[Rebui
     """Check out the commit of a version at `folder`, run every stage again, and compare the hashes of its outputs.
 
     DVC's run cache is not used. Inputs that DVC tracks (`dvc add`) come from the repository's cache, which the worktree shares,
-    and those that are not there from its remote. The stages see no tracking server, so that nothing is logged twice and today's
-    champion cannot stop the validation; a registered model that the version continued is downloaded before they run.
+    and those that are not there from its remote; outputs are not added to it. The stages see no tracking server, so that nothing
+    is logged twice and today's champion cannot stop the validation; a registered model that the version continued is downloaded
+    before they run.
     Raises RegistryError for a version with uncommitted changes, for a parent that is not available or whose name does not
     identify it, and if an input cannot be had or a stage fails; ManifestError for a parent with changed files; and ServiceError
     if MLflow or its artifact store cannot be used.
@@ -70,7 +71,7 @@ def rebuild(version: ModelVersion, repository: Path, folder: Path) -> list[Rebui
     if environment:
         _check_code(version, folder)
     _get_inputs(repository, folder)
-    _run([*_DVC, "repro", "--force", "--no-run-cache"], folder, environment)
+    _run([*_DVC, "repro", "--force", "--no-run-cache", "--no-commit"], folder, environment)
     stages = yaml.safe_load((folder / "dvc.lock").read_text(encoding="utf-8"))["stages"]
     rebuilt = {out["path"]: out[out.get("hash", "md5")] for stage in stages.values() for out in stage.get("outs", ())}
     pipeline = yaml.safe_load((folder / PIPELINE_FILE).read_text(encoding="utf-8"))["stages"]
@@ -97,12 +98,26 @@ def removed_worktree(repository: Path, folder: Path, keep: bool) -> Iterator[Non
 
 
 def _get_inputs(repository: Path, folder: Path) -> None:
-    """Check out the files and folders of `*.dvc` files: `dvc repro --force` checks them, and pulls none."""
+    """Check out the deps of stages that `*.dvc` files track: `dvc repro --force` checks them, and pulls none."""
     command = [*_DVC, "cache", "dir"]
     cache = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603
     _run([*_DVC, "cache", "dir", "--local", str(repository / cache)], folder)
-    if tracked := [name for name in git.run(folder, "ls-files", "-z", "*.dvc").split("\0") if name]:
-        _run([*_DVC, "pull", *tracked], folder)
+    deps = {folder / dep for deps_of_stage in dependency_names(folder).values() for dep in deps_of_stage}
+    tracked = [name for name in git.run(folder, "ls-files", "-z", "*.dvc").split("\0") if name]
+    if needed := [name for name in tracked if any(_overlap(out, dep) for out in _outs(folder / name) for dep in deps)]:
+        _run([*_DVC, "pull", *needed], folder)
+
+
+def _outs(file: Path) -> list[Path]:
+    """The files and folders of a `*.dvc` file."""
+    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    return [file.parent / content.get("wdir", ".") / out["path"] for out in content.get("outs", ())]
+
+
+def _overlap(out: Path, dep: Path) -> bool:
+    """Whether one is the other, or lies in it."""
+    out, dep = out.resolve(), dep.resolve()
+    return out.is_relative_to(dep) or dep.is_relative_to(out)
 
 
 def _parent_environment(version: ModelVersion) -> dict[str, str]:

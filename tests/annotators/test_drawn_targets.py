@@ -55,13 +55,16 @@ def test_a_filter_that_changes_nothing_makes_no_pair() -> None:
     grey = np.random.default_rng(0).integers(60, 180, (12, 20, 1)).astype(np.uint8).repeat(3, -1)
     scan = np.clip(grey + np.random.default_rng(1).integers(-1, 2, grey.shape), 0, 255).astype(np.uint8)
     smooth = np.zeros_like(grey) + 90
+    catalogue = np.zeros_like(grey) + 255
+    catalogue[4:7, 8:12] = np.random.default_rng(2).integers(0, 256, (3, 4, 3))  # 5 % of the image
     names = ["saturate", "desaturate", "hue", "brighten", "blur", "darken"]
     valid = {
         kind: call(annotate, "color", np.stack([image] * len(names)), words=names)[1]
-        for kind, image in {"grey": grey, "scan": scan, "smooth": smooth}.items()
+        for kind, image in {"grey": grey, "scan": scan, "smooth": smooth, "catalogue": catalogue}.items()
     }
     assert valid["grey"].tolist() == valid["scan"].tolist() == [False, False, False, True, True, True]
     assert valid["smooth"].tolist() == [False, False, False, True, False, True]
+    assert valid["catalogue"].all(), "a small subject on white changes visibly"
 
 
 @pytest.mark.slow

@@ -11,6 +11,13 @@ import pytest
 from emuedit.promotion import rebuild
 from emuedit.tracking.registry import ModelVersion, RegistryError
 
+UPPER = """\
+stages:
+  upper:
+    cmd: tr a-z A-Z < photos/1.txt > out.txt
+    deps: [photos]
+    outs: [out.txt]
+"""
 DVC = (sys.executable, "-m", "dvc")
 PARENT = "models:/emuedit-editor/3"
 PIPELINE = """\
@@ -46,11 +53,15 @@ def test_the_stages_start_from_the_registered_parent(
     assert output.is_identical
 
 
+def cached_files(project: Path) -> list[Path]:
+    return [file for file in (project / ".dvc/cache").rglob("*") if file.is_file()]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("place", ["cache", "remote"])
 def test_inputs_that_dvc_tracks_are_there(place: str, project: Path, tmp_path: Path, shell: Callable[..., str]) -> None:
     """Such as photographs and a checkpoint of SAM. `dvc repro --force` says that such data are missing, whatever it pulls."""
-    (project / "dvc.yaml").write_text("stages: {copy: {cmd: cp photos/1.txt out.txt, deps: [photos], outs: [out.txt]}}\n")
+    (project / "dvc.yaml").write_text(UPPER)
     (project / "photos").mkdir()
     (project / "photos/1.txt").write_text("a photograph")
     shell(*DVC, "add", "-q", "photos", cwd=project)
@@ -58,12 +69,16 @@ def test_inputs_that_dvc_tracks_are_there(place: str, project: Path, tmp_path: P
         shell(*DVC, "remote", "add", "-q", "--local", "--default", "store", str(tmp_path / "store"), cwd=project)
         shell(*DVC, "push", "-q", cwd=project)
         shutil.rmtree(project / ".dvc/cache")
+    (project / "old.txt").write_text("not used by any stage")
+    shell(*DVC, "add", "-q", "old.txt", cwd=project)
+    next(file for file in cached_files(project) if file.read_text() == "not used by any stage").unlink()
     shell("git", "add", ".", cwd=project)
     shell("git", "commit", "-qm", "own data", cwd=project)
     commit = shell("git", "rev-parse", "HEAD", cwd=project).strip()
-    tags = {"git.commit": commit, "git.dirty": "false", "dvc.out.txt": hashlib.md5(b"a photograph").hexdigest()}
+    tags = {"git.commit": commit, "git.dirty": "false", "dvc.out.txt": hashlib.md5(b"A PHOTOGRAPH").hexdigest()}
     (output,) = rebuild.rebuild(ModelVersion(7, "run", tags), project, tmp_path / "worktree")
     assert output.is_identical
+    assert "A PHOTOGRAPH" not in [file.read_text() for file in cached_files(project)], "a rebuild must not fill the cache"
 
 
 def test_a_parent_that_cannot_be_had_stops_the_rebuild_before_any_stage(

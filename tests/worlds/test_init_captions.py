@@ -79,16 +79,10 @@ def test_captions_in_a_language_that_the_validation_refuses_are_named(clone: Pat
 
 
 SHORT = [
-    "a red car",
-    "a man rides a horse",
-    "two cats",
-    "an old door",
-    "my bike",
-    "Berlin at night",
-    "blue vase",
-    "kitchen interior",
-]
-SHORT_GERMAN = ["ein rotes Auto", "ein Mann reitet ein Pferd", "zwei Katzen", "eine alte Tür"]
+    "a red car", "a man rides a horse", "two cats", "an old door", "my bike", "Berlin at night", "a plate of sushi",
+    "kitchen interior", "a dog at a lake", "sunset over Paris",
+]  # fmt: skip
+SHORT_GERMAN = ["ein rotes Auto", "ein Mann reitet ein Pferd"]
 
 
 @pytest.mark.slow
@@ -97,9 +91,9 @@ def test_short_captions_are_not_said_to_be_in_another_language(clone: Path, caps
     (clone / "captions.txt").write_text("\n".join(SHORT))
     assert init() == 0
     assert "validation.languages" not in capsys.readouterr().out
-    (clone / "captions.txt").write_text("\n".join(SHORT + SHORT_GERMAN), encoding="utf-8")
+    (clone / "captions.txt").write_text("\n".join([*SHORT[:5], SHORT_GERMAN[0], *SHORT[5:], SHORT_GERMAN[1]]))
     assert init("--overwrite") == 0
-    assert "validation.languages: 4 of 12 captions are probably in none of en" in capsys.readouterr().out
+    assert "validation.languages: 2 of 12 captions are probably in none of en" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -3,6 +3,8 @@
 Shapes: N and M images.
 """
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
@@ -10,9 +12,12 @@ from scipy.spatial.distance import cdist
 
 from emuedit.data.image_io import Pixels
 
-_SIDE_PX = 16
+SHAPE = (16, 16, 3)
+"""Of a thumbnail."""
 EQUAL_LEVELS = 8
 """Largest difference (of 255) of thumbnails of images that look equal. Ours."""
+_FEWEST_DISTINCT = 1 / 8
+"""Share of a thumbnail. Ours."""
 COPY_LEVELS = 24
 """Largest difference of thumbnails of an image and a copy: scaling and JPEG of quality 40 change photographs by up to 8, a second
 scaling by more; different photographs differ by 100 and more. Ours."""
@@ -21,10 +26,20 @@ scaling by more; different photographs differ by 100 and more. Ours."""
 def thumbnail(pixels: Pixels) -> Pixels:
     """Image uint8 [H, W], [H, W, 3] or [H, W, 4] -> uint8 [16, 16, 3], whatever its aspect ratio."""
     image = Image.fromarray(pixels).convert("RGB")
-    return np.asarray(image.resize((_SIDE_PX,) * 2, Image.Resampling.BOX))
+    return np.asarray(image.resize(SHAPE[:2], Image.Resampling.BOX))
+
+
+def is_nearly_uniform(picture: Pixels) -> bool:
+    """Whether less than an eighth of a thumbnail uint8 [16, 16, 3] differs from its median colour by more than COPY_LEVELS.
+
+    Other images of that kind, such as drawings of poses on black, look like copies of it.
+    """
+    difference = np.abs(picture - np.median(picture, (0, 1))).max(-1)  # [16, 16]
+    return bool((difference > COPY_LEVELS).mean() < _FEWEST_DISTINCT)
 
 
 def match(thumbnails: Pixels, others: Pixels, max_levels: int) -> npt.NDArray[np.bool_]:
     """Thumbnails uint8 [N, ...] and [M, ...] of equal shapes -> bool [N, M]: whether no value differs by more than max_levels."""
-    flat, flat_others = (stack.reshape(len(stack), -1).astype(np.float32) for stack in (thumbnails, others))
+    n_values = math.prod(others.shape[1:])
+    flat, flat_others = (stack.reshape(len(stack), n_values).astype(np.float32) for stack in (thumbnails, others))
     return np.asarray(cdist(flat, flat_others, "chebyshev") <= max_levels)

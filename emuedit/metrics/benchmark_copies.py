@@ -1,4 +1,4 @@
-"""Pairs whose source image is an image of the benchmark: an editor that is trained on them was shown what it is measured on.
+"""Pairs with an image of the benchmark: an editor that is trained on them was shown what it is measured on.
 
 Shapes: N pairs, V views of the benchmark's images.
 """
@@ -18,22 +18,22 @@ from emuedit.data.image_io import Pixels
 from emuedit.data.png import PngError, decode_png
 from emuedit.data.publish import cache_folder
 from emuedit.data.threads import map_in_threads
-from emuedit.metrics.benchmark_folder import HELD_OUT, REQUIRED, TABLE
+from emuedit.metrics.benchmark_folder import REQUIRED, TABLE
 from emuedit.progress import Progress
 
 _ROWS_PER_READ = 64
-"""Source images in memory at a time: 50 MB of PNG files of 512 px."""
+"""Pairs in memory at a time: 50 MB of PNG files of 512 px."""
 
 
 def find_copies(benchmark: Path, shards: Mapping[Path, str], cache: Path) -> npt.NDArray[np.bool_]:
-    """Which pairs start from an image of the benchmark's held-out edits or of their results; bool [N], in the shards' order.
+    """Which pairs have an image or a result of the benchmark as source or target image; bool [N], in the shards' order.
 
-    Images are compared whole and as centre squares, see `look_alikes`; a damaged source image matches nothing, the stage
-    validation reports it. `benchmark`: a folder. `shards`: file of pairs -> hash of its content. The answers are stored in the
-    folder `cache`, so the images of a shard are decoded once. Raises TableError or ImageError for a table or an image of the
-    benchmark that cannot be read.
+    Images are compared whole and as centre squares, see `look_alikes`. Images of nearly one colour match nothing, such as a pose
+    on black, and neither do damaged ones, which the stage validation reports. `benchmark`: a folder. `shards`: file of pairs ->
+    hash of its content. The answers are stored in the folder `cache`, so the images of a shard are decoded once.
+    Raises TableError or ImageError for a table or an image of the benchmark that cannot be read.
     """
-    images = _held_out_images(benchmark)
+    images = _images_of(benchmark)
     code = (__file__, str(look_alikes.__file__))
     stored = cache_folder(cache, content_key({}, *images, *code, label="dataset: hash the benchmark"))
     files = {shard: stored / f"{digest}.npy" for shard, digest in shards.items()}
@@ -41,22 +41,22 @@ def find_copies(benchmark: Path, shards: Mapping[Path, str], cache: Path) -> npt
         views = np.concatenate(list(map_in_threads(_read_views, images)))
         with Progress("dataset: compare with the benchmark", len(new), "shard") as progress:
             for shard in new:
-                is_copy = [np.zeros(0, bool), *(_looks_like(source, views) for source in _read_sources(shard))]
+                is_copy = [np.zeros(0, bool), *(_has_copy(rows, views) for rows in _read_pairs(shard))]
                 with replacing(files[shard]) as partial, partial.open("wb") as stream:
                     np.save(stream, np.concatenate(is_copy))
                 progress.advance()
     return np.concatenate([np.zeros(0, bool), *(np.load(file) for file in files.values())])
 
 
-def _held_out_images(folder: Path) -> list[Path]:
-    """The images of the held-out edits and their results, sorted."""
-    rows = read_edit_table(folder / TABLE, REQUIRED)
-    held_out = [row for row in rows if (row.get("split") or HELD_OUT) == HELD_OUT]
-    return sorted({folder / name for row in held_out for name in (row["image"], row.get("result")) if name})
+def _images_of(benchmark: Path) -> list[Path]:
+    """The images and results of all edits, sorted: the examples of previews and inversion are no training pairs either."""
+    rows = read_edit_table(benchmark / TABLE, REQUIRED)
+    return sorted({benchmark / name for row in rows for name in (row["image"], row.get("result")) if name})
 
 
 def _read_views(file: Path) -> Pixels:
-    return _views(image_io.read_image(file).pixels)
+    views = _views(image_io.read_image(file).pixels)
+    return views[[not look_alikes.is_nearly_uniform(view) for view in views]]
 
 
 def _views(pixels: Pixels) -> Pixels:
@@ -65,20 +65,22 @@ def _views(pixels: Pixels) -> Pixels:
     return np.stack([look_alikes.thumbnail(pixels), look_alikes.thumbnail(image_io.fit_square(pixels, side))])
 
 
-def _read_sources(shard: Path) -> Iterator[list[bytes]]:
-    """The PNG files of a shard's source images, some at a time."""
-    for rows in pq.ParquetFile(shard).iter_batches(batch_size=_ROWS_PER_READ, columns=["source"]):
-        yield [row["source"]["bytes"] for row in rows.to_pylist()]
+def _read_pairs(shard: Path) -> Iterator[list[tuple[bytes, bytes]]]:
+    """The PNG files of a shard's pairs, source and target, some at a time."""
+    for rows in pq.ParquetFile(shard).iter_batches(batch_size=_ROWS_PER_READ, columns=["source", "target"]):
+        yield [(row["source"]["bytes"], row["target"]["bytes"]) for row in rows.to_pylist()]
 
 
-def _looks_like(sources: list[bytes], views: Pixels) -> npt.NDArray[np.bool_]:
-    """Whether each source image looks like one of the views [V, 16, 16, 3] in one of its own."""
-    decoded = map_in_threads(_decode_views, sources)
-    return np.array([pair is not None and look_alikes.match(pair, views, look_alikes.COPY_LEVELS).any() for pair in decoded])
+def _has_copy(pairs: list[tuple[bytes, bytes]], views: Pixels) -> npt.NDArray[np.bool_]:
+    """Whether the source or the target of each pair looks like one of the views [V, 16, 16, 3] in one of its own."""
+    decoded = map_in_threads(_decode_views, [png for pair in pairs for png in pair])
+    is_copy = [look_alikes.match(own_views, views, look_alikes.COPY_LEVELS).any() for own_views in decoded]
+    return np.asarray(np.array(is_copy, bool).reshape(len(pairs), 2).any(1))
 
 
-def _decode_views(png: bytes) -> Pixels | None:
+def _decode_views(png: bytes) -> Pixels:
+    """The views of a PNG file; none of a damaged one."""
     try:
         return _views(decode_png(png))
     except PngError:
-        return None
+        return np.zeros((0, *look_alikes.SHAPE), np.uint8)

@@ -1,8 +1,8 @@
 """Stage `dataset`: select the pairs to keep by their stored scores. Nothing is regenerated.
 
-In: the columns id, instruction_id, task, instruction, model_revision and score_* of `data/pairs` and of imported folders that are
-mixed in; images only of the few displayed pairs, and once the source images if the world's benchmark is a folder of images;
-`models/router`, if tasks are reassigned.
+In: the columns id, instruction_id, parent_ids, task, instruction, model_revision and score_* of `data/pairs` and of imported
+folders that are mixed in; images only of the few displayed pairs, and once all of them if the world's benchmark is a folder of
+images; `models/router`, if tasks are reassigned.
 Out: `data/dataset/shard-*.parquet` of Verdict, one per shard of pairs, `shard-mixN-*` for the N-th imported folder;
 `sheet_<task>.png` and `card.md` for inspection; `summary.json` with counts per task and filter, and the thresholds.
 """
@@ -33,7 +33,7 @@ from emuedit.stages import stage_main
 IN, OUT, ROUTER = "data/pairs", "data/dataset", "models/router"
 HEADLINE = "{kept} of {pairs} pairs kept, for {kept_instructions} instructions"
 IN_BENCHMARK = "in_benchmark"
-"""Column of the pairs, and reason: their source image is one of the benchmark's."""
+"""Column of the pairs, and reason: one of their images is the benchmark's."""
 
 
 class DatasetError(ValueError):
@@ -199,7 +199,8 @@ def _load(summaries: Mapping[str, Summary], root: Path) -> PairTable:
     parts = []
     with Progress("dataset: read scores", len(shards), "shard") as progress:
         for shard in shards:
-            table = filters.read_columns(shard.path(root), "id", "instruction_id", "task", "instruction", "model_revision")
+            names = ("id", "instruction_id", "parent_ids", "task", "instruction", "model_revision")
+            table = filters.read_columns(shard.path(root), *names)
             parts.append(table.append_column("folder", pa.array([shard.folder] * len(table), pa.string())))
             progress.advance()
     return PairTable(shards, tuple(parts))
@@ -220,10 +221,13 @@ def _reassign(pairs: PairTable, params: ReassignmentParams, root: Path) -> PairT
 
 
 def _find_copies(pairs: PairTable, benchmark: Path, summaries: Mapping[str, Summary], root: Path) -> PairTable:
-    """Add the column IN_BENCHMARK."""
+    """Add the column IN_BENCHMARK, which is also true of the imported pairs of the same session: edits of that image."""
     hashes = {shard.path(root): summaries[shard.folder].shards[shard.name] for shard in pairs.shards}
     copies = benchmark_copies.find_copies(benchmark, hashes, root / "scratch" / "benchmark-copies")
-    return pairs.with_columns({IN_BENCHMARK: pa.array(copies)})
+    imported = pairs.all().select(["folder", "parent_ids"]).to_pylist()
+    groups = [None if row["folder"] == IN else row["parent_ids"][1] for row in imported]
+    in_benchmark = {group for group, is_copy in zip(groups, copies, strict=True) if is_copy and group is not None}
+    return pairs.with_columns({IN_BENCHMARK: pa.array(copies | np.array([group in in_benchmark for group in groups], bool))})
 
 
 def _write_verdicts(pairs: PairTable, result: FilterResult, params: DatasetParams, scratch: Path) -> None:

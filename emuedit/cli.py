@@ -19,7 +19,7 @@ from emuedit.worlds import benchmark_command, dataset_commands, init_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Exit status: 0 done, 1 failed or not healthy, 2 invalid input, 130 after ctrl-c."""
+    """Run one command. Exit status: 0 done, 1 failed or not healthy, 2 invalid input, 130 after ctrl-c, 141 if nobody reads."""
     set_env_defaults(QUIET_ENV | service_errors.SERVICE_ENV)
     keep_compiled_modules()
     words = sys.argv[1:] if arguments is None else list(arguments)
@@ -31,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.needs_registry:
             service_errors.check()
         return int(options.run(options) or 0)
+    except BrokenPipeError:  # of our output, such as to `head`; the clients of servers raise errors of their own
+        return 141
     except (ValueError, FileNotFoundError, service_errors.ServiceError) as error:
         print(f"emuedit: {error}", file=sys.stderr)
         return 2

@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,10 @@ MASK = "mask"
 _TIMEOUT = "MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT"
 """Seconds after which MLflow's server answers 504; its thread goes on."""
 _IS_SERVER = "_MLFLOW_IS_IN_SERVING_ENVIRONMENT"
-_ARRIVAL = "emuedit_arrival_s"
-"""Name of the context variable of `flows.serving_app`, which is not stored with the model, so it is looked up by name."""
+_ARRIVAL, _CLIENT_GONE = "emuedit_arrival_s", "emuedit_client_gone"
+"""Names of the context variables of `flows.serving_app`, which is not stored with the model, so they are looked up by name."""
+_WAIT_S = 0.5
+"""How often a request that waits for its turn looks whether its client has gone."""
 _EDITS = threading.BoundedSemaphore(2)
 """One edit is in the network and one before or after it. Others wait here, where they can give up, not for the network's lock."""
 _MAX_RESOLUTION_RATIO = 2
@@ -66,19 +69,19 @@ class EditorModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow is
 
         Thread-safe: a row waits until its pixels fit into those that all requests may process at once, see `IN_FLIGHT`.
         Raises RequestError, which names the row, for invalid input, and MlflowException for other failures; then no row is
-        answered. In a server, a request ends at its time limit, as its client has got status 504 by then, and a CUDA error,
-        after which no other CUDA call succeeds, ends the process.
+        answered. In a server, a request ends at its time limit, as its client has got status 504 by then, and when its client
+        has closed the connection; and a CUDA error, after which no other CUDA call succeeds, ends the process.
         """
-        deadline_s = _deadline_s()
+        limit = _RequestLimit.current()
         try:
-            return self._answer_rows(model_input, dict(params or {}), deadline_s)
+            return self._answer_rows(model_input, dict(params or {}), limit)
         except MlflowException:
             raise
         except Exception as error:
             raise _to_answer(error) from error
 
-    def _answer_rows(self, model_input: pd.DataFrame, changes: dict[str, Any], deadline_s: float) -> pd.DataFrame:
-        """The answers to all rows. changes: the params. deadline_s: on the clock of `time.monotonic`."""
+    def _answer_rows(self, model_input: pd.DataFrame, changes: dict[str, Any], limit: "_RequestLimit") -> pd.DataFrame:
+        """The answers to all rows. changes: the params."""
         from emuedit.data import image_io
         from emuedit.data.pixel_budget import IN_FLIGHT
 
@@ -93,7 +96,7 @@ class EditorModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow is
             try:
                 content = _decode(row["image"])
                 with IN_FLIGHT.reserve(image_io.count_pixels(content)):
-                    answers.append(self._answer(content, row, settings, with_mask, deadline_s))
+                    answers.append(self._answer(content, row, settings, with_mask, limit))
             except ValueError as error:
                 if _is_of_input(error):
                     raise RequestError(f"row {number}: {error}") from error
@@ -101,20 +104,19 @@ class EditorModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow is
         return pd.DataFrame(answers, columns=[*OUTPUTS, *([MASK] if with_mask else [])])
 
     def _answer(
-        self, content: bytes, row: Mapping[Any, Any], settings: Any, with_mask: bool, deadline_s: float
+        self, content: bytes, row: Mapping[Any, Any], settings: Any, with_mask: bool, limit: "_RequestLimit"
     ) -> dict[str, Any]:
         """The answer to one row: read, edit and encode, each of which needs memory for the whole image."""
         from emuedit.data import image_io
         from emuedit.editor import changed_area
 
-        _check_time(deadline_s)
+        limit.check()
         instruction = _instruction(row["instruction"])
         source = image_io.read_image(content)
         self._check_resolution(source.pixels.shape[:2], settings.resolution)
-        task = row.get("task")
-        tasks = [task] if isinstance(task, str) and task else None
-        with _place_among_edits(deadline_s):
-            arguments = ([instruction], tasks, settings, lambda _: _check_time(deadline_s))
+        task = _task(row.get("task"))
+        with _place_among_edits(limit):
+            arguments = ([instruction], None if task is None else [task], settings, lambda _: limit.check())
             (turn,) = self.editor.edit_turns(source.pixels, *arguments)
         choice = turn.choice
         answer = {
@@ -138,33 +140,38 @@ class EditorModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow is
             )
 
 
-def _deadline_s() -> float:
-    """When this request's client gets status 504, on the clock of `time.monotonic`; infinity outside a server."""
-    limit_s = os.environ.get(_TIMEOUT)
-    if limit_s is None or not _is_server():
-        return math.inf
-    arrivals = [value for variable, value in contextvars.copy_context().items() if variable.name == _ARRIVAL]
-    start_s: float = arrivals[0] if arrivals else time.monotonic()
-    return start_s + float(limit_s)
+@dataclass(frozen=True)
+class _RequestLimit:
+    """When a request ends without an answer, because nobody waits for it any more."""
 
+    deadline_s: float
+    """When the client gets status 504, on the clock of `time.monotonic`; infinity outside a server."""
+    client_gone: threading.Event | None
 
-def _check_time(deadline_s: float) -> None:
-    if time.monotonic() >= deadline_s:
-        raise _too_late()
+    @classmethod
+    def current(cls) -> "_RequestLimit":
+        """The limit of this thread's request; no limit outside a server."""
+        limit_s = os.environ.get(_TIMEOUT)
+        variables = {variable.name: value for variable, value in contextvars.copy_context().items()}
+        if limit_s is None or not _is_server():
+            return cls(math.inf, None)
+        return cls(variables.get(_ARRIVAL, time.monotonic()) + float(limit_s), variables.get(_CLIENT_GONE))
 
-
-def _too_late() -> MlflowException:
-    limit = os.environ.get(_TIMEOUT)
-    message = f"want an answer within {limit} s, got none yet, as the server is busy; try again later, or send fewer rows"
-    return MlflowException(message, error_code=TEMPORARILY_UNAVAILABLE)
+    def check(self) -> None:
+        """Raise MlflowException if nobody waits for the answer."""
+        if self.client_gone is not None and self.client_gone.is_set():
+            raise MlflowException("want a client that waits, got one that has gone", error_code=TEMPORARILY_UNAVAILABLE)
+        if time.monotonic() >= self.deadline_s:
+            limit = os.environ.get(_TIMEOUT)
+            message = f"want an answer within {limit} s, got none yet, as the server is busy; try again later, or send fewer rows"
+            raise MlflowException(message, error_code=TEMPORARILY_UNAVAILABLE)
 
 
 @contextmanager
-def _place_among_edits(deadline_s: float) -> Iterator[None]:
-    """Wait for one of the places of `_EDITS`, at most until the deadline."""
-    wait_s = None if deadline_s == math.inf else max(0.0, deadline_s - time.monotonic())
-    if not _EDITS.acquire(timeout=wait_s):
-        raise _too_late()
+def _place_among_edits(limit: _RequestLimit) -> Iterator[None]:
+    """Wait for one of the places of `_EDITS`, as long as anybody waits for the answer."""
+    while not _EDITS.acquire(timeout=max(0.0, min(_WAIT_S, limit.deadline_s - time.monotonic()))):
+        limit.check()
     try:
         yield
     finally:
@@ -204,6 +211,17 @@ def _instruction(value: Any) -> str:
     if not isinstance(value, str) or not value.strip():  # pandas uses NaN for an empty cell
         raise RequestError(f"want an instruction, such as 'make the circle red', got {describe(value)}")
     return check_instructions([value])[0]
+
+
+def _task(value: Any) -> str | None:
+    """The task of a row; None if it is to be predicted."""
+    from emuedit.editing.editor_inputs import describe
+
+    if isinstance(value, str):
+        return value or None
+    if pd.api.types.is_scalar(value) and pd.isna(value):  # of an empty cell
+        return None
+    raise RequestError(f"want a task as text, or null to have it predicted, got {describe(value)}")
 
 
 def _encode(content: bytes) -> str:

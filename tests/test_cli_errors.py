@@ -37,6 +37,13 @@ def test_a_known_error_is_one_line(
     assert capsys.readouterr().err.endswith(f"{line}\n")
 
 
+def test_output_that_nobody_reads_is_no_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """`emuedit tasks list | head` ended with "a server did not answer"."""
+    run_with(BrokenPipeError(32, "Broken pipe"), monkeypatch)
+    assert cli.main([]) == 141
+    assert capsys.readouterr().err == ""
+
+
 def test_another_error_has_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     run_with(KeyError("a bug"), monkeypatch)
     with pytest.raises(KeyError, match="a bug"):

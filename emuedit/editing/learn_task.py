@@ -47,7 +47,9 @@ class Split:
 def check_new_name(name: str, editor: Editor) -> None:
     """Raise LearnError for a name that the editor or its task predictor already has."""
     if name in editor.reserved_names:
-        raise LearnError(f"want a new name, got {name!r}; the editor has the names {', '.join(editor.reserved_names)}")
+        learned = name in editor.sampler.inverted_tasks
+        again = f"; to learn it again, run `emuedit tasks remove {name}` first, or choose another name" if learned else ""
+        raise LearnError(f"want a new name, got {name!r}; the editor has the names {', '.join(editor.reserved_names)}{again}")
 
 
 def learn(editor: Editor, examples: Sequence[ExampleEdit], settings: InversionSettings, out: Path) -> TaskPack:

@@ -63,9 +63,9 @@ class TaskPrediction:
         nearest = ", ".join(f"{task} ({p:.0%})" for task, p in ((self.task, self.probability), *self.alternatives))
         shortened = text if len(text) <= MAX_QUOTED_CHARS else f"{text[:MAX_QUOTED_CHARS]}..."
         return (
-            f"want an instruction to edit the image, got {shortened!r}; the nearest tasks are {nearest}. Use other words, "
-            "name the task (--task on the command line, `tasks` in Python) to edit anyway, or, for a task that the editor does "
-            "not have, teach it from examples with `emuedit learn`"
+            f"want an instruction to edit the image, got {shortened!r}; the nearest tasks are {nearest}. Use other words, or "
+            "name the task (--task on the command line, `tasks` in Python, the column `task` of a request) to edit anyway, or, "
+            "for a task that the editor does not have, teach it from examples with `emuedit learn`"
         )
 
 

@@ -10,6 +10,7 @@ from emuedit import Editor, EditSettings, cli
 from emuedit.data import example_folder
 from emuedit.data.writable_folder import FolderError
 from emuedit.editing import api, learn_task, task_commands
+from emuedit.editing.learn_task import LearnError, check_new_name
 from emuedit.editor import package_folder, task_pack
 from emuedit.editor.sampling import EditSampler
 from emuedit.editor.task_pack import TaskPackError
@@ -73,3 +74,11 @@ def test_a_folder_that_cannot_be_written_is_noticed_before_anything_is_learned()
     settings = learn_task.settings_for("cutout", 6, Path("none"))
     with pytest.raises(FolderError, match=r"want a folder that can be written, got /proc/packs \(in /proc\): "):
         learn_task.learn(editor, [], settings, Path("/proc/packs"))
+
+
+def test_a_name_that_was_learned_before_can_be_freed() -> None:
+    editor: Any = SimpleNamespace(reserved_names=("local", "darken"), sampler=SimpleNamespace(inverted_tasks={"darken": None}))
+    with pytest.raises(LearnError, match=r"want a new name, got 'local'; the editor has the names local, darken$"):
+        check_new_name("local", editor)
+    with pytest.raises(LearnError, match=r"to learn it again, run `emuedit tasks remove darken` first, or choose another name"):
+        check_new_name("darken", editor)

@@ -1,10 +1,11 @@
-"""The limit on the size of a request, through MLflow's scoring server."""
+"""What the server does with a request before and beside MLflow's scoring server."""
 
 import asyncio
 import importlib
 import json
 import sys
 from collections.abc import Callable
+from contextvars import copy_context
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -68,6 +69,12 @@ def ask(app: Callable[..., Any], headers: list[tuple[bytes, bytes]], parts: list
     return statuses, b"".join(message.get("body", b"") for message in sent), len(parts) - len(unread)
 
 
+def refusal_of(app: Callable[..., Any], headers: list[tuple[bytes, bytes]], body: bytes) -> tuple[int, str]:
+    """(status, message) of an answer with one."""
+    (status,), answer, _ = ask(app, headers, [body])
+    return status, json.loads(answer)["message"]
+
+
 def make_body(n_bytes: int) -> bytes:
     body = json.dumps({"dataframe_records": [{"n": 1}]}).encode()
     return body + b" " * (n_bytes - len(body))
@@ -92,3 +99,53 @@ def test_a_request_in_chunks_is_read_up_to_the_limit(app: Callable[..., Any], mo
     statuses, answer, n_read = ask(app, HEADERS, [body[start : start + 60] for start in range(0, len(body), 60)])
     assert (statuses, n_read, model.n_rows) == ([413], 2, 0)
     assert json.loads(answer)["error_code"] == "REQUEST_LIMIT_EXCEEDED"
+
+
+def test_a_body_that_is_no_json_is_refused_without_a_copy_in_the_answer(app: Callable[..., Any], model: CountingModel) -> None:
+    """MLflow's answer contained the bytes of a photograph: 295 MB for 40 MiB, and the server was busy with it for seconds."""
+    for start in (b"\xff\xd8\xff\xe0", b"  [1]", b"not json"):
+        status, message = refusal_of(app, HEADERS, start + b"x" * 50)
+        assert status == 400
+        assert "send the image in base64" in message
+    status, *_ = ask(app, HEADERS, [b"\xef\xbb\xbf\n", b" " + make_body(60)])
+    assert status == [200], "blanks and a byte order mark may come first"
+    assert model.n_rows == 1
+
+
+def test_a_request_without_a_content_type_gets_415(app: Callable[..., Any], model: CountingModel) -> None:
+    assert refusal_of(app, [], make_body(60)) == (415, "want the header Content-Type: application/json, got none; add it")
+    assert model.n_rows == 0
+
+
+def test_open_requests_have_a_limit_together(app: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    serving_app = sys.modules["flows.serving_app"]
+    monkeypatch.setattr(serving_app, "MAX_OPEN_BYTES", 150)
+    monkeypatch.setattr(serving_app, "_n_open_bytes", 90)
+    assert refusal_of(app, HEADERS, make_body(80))[0] == 503
+    assert ask(app, HEADERS, [make_body(60)])[0] == [200]
+    assert serving_app._n_open_bytes == 90, "a finished request frees its place"
+    monkeypatch.setattr(serving_app, "_n_open_bytes", 0)
+    monkeypatch.setattr(serving_app, "MAX_OPEN_BYTES", 50)
+    assert ask(app, HEADERS, [make_body(80)])[0] == [200], "a single request is always accepted"
+
+
+def test_the_model_is_told_of_a_client_that_has_gone(app: Callable[..., Any], model: CountingModel) -> None:
+    noticed: list[bool] = []
+
+    def predict(data: pd.DataFrame, params: Any = None) -> pd.DataFrame:
+        variables = {variable.name: value for variable, value in copy_context().items()}
+        noticed.append(variables["emuedit_client_gone"].wait(10))
+        return data
+
+    model.predict = predict  # type: ignore[method-assign]
+    parts: list[dict[str, Any]] = [{"type": "http.request", "body": make_body(60)}, {"type": "http.disconnect"}]
+
+    async def receive() -> dict[str, Any]:
+        return parts.pop(0)
+
+    async def send(message: dict[str, Any]) -> None:
+        pass
+
+    scope: dict[str, Any] = {"type": "http", "http_version": "1.1", "method": "POST", "path": "/invocations"}
+    asyncio.run(app(scope | {"query_string": b"", "headers": HEADERS}, receive, send))
+    assert noticed == [True]

@@ -171,7 +171,7 @@ def test_the_server_notes_the_arrival_for_the_thread_of_the_request(monkeypatch:
     limits_s: list[float] = []
 
     async def answer(scope: Any, receive: Any, send: Any) -> None:
-        limits_s.append(await asyncio.to_thread(pyfunc_model._deadline_s))
+        limits_s.append((await asyncio.to_thread(pyfunc_model._RequestLimit.current)).deadline_s)
 
     mlflow_app = ModuleType("mlflow.pyfunc.scoring_server.app")
     mlflow_app.app = answer  # type: ignore[attr-defined]
@@ -183,6 +183,36 @@ def test_the_server_notes_the_arrival_for_the_thread_of_the_request(monkeypatch:
     monkeypatch.setattr(serving_app, "time", SimpleNamespace(monotonic=lambda: 5.0))
     asyncio.run(serving_app.app({}, None, None))
     assert limits_s == [65.0]
+
+
+def test_the_edit_of_a_client_that_has_gone_ends_at_its_present_step(server: list[int]) -> None:
+    """It went on for the whole time limit, and a few impatient clients blocked the server."""
+    client_gone, variable, steps = threading.Event(), ContextVar[threading.Event]("emuedit_client_gone"), list[int]()
+
+    def edit(report: Any) -> None:
+        for step in range(5):
+            steps.append(step)
+            if step == 2:
+                client_gone.set()
+            report(step)
+
+    context = copy_context()
+    context.run(variable.set, client_gone)
+    with pytest.raises(MlflowException, match="want a client that waits"):
+        context.run(ServedModel(edit).predict, pd.DataFrame([ROW] * 3))
+    assert steps == [0, 1, 2]
+
+
+@pytest.mark.parametrize("task", [3, ["local"], True, b"local"])
+def test_a_task_that_is_no_text_is_an_error(task: object) -> None:
+    """Another task was predicted and used."""
+    with pytest.raises(ValueError, match="row 0: want a task as text, or null to have it predicted"):
+        ServedModel(lambda report: None).predict(pd.DataFrame([{**ROW, "task": task}]))
+
+
+@pytest.mark.parametrize("task", [None, float("nan"), pd.NA, ""])
+def test_a_missing_task_is_predicted(task: object) -> None:
+    assert len(ServedModel(lambda report: None).predict(pd.DataFrame([{**ROW, "task": task}]))) == 1
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ In: `data/captions`. Out: `data/instructions/shard-*.parquet` of Instruction, `d
 import importlib.util
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice, product
@@ -171,10 +171,13 @@ def run(params: InstructionsParams, root: Path) -> Summary:
     prompt_folder, word_list = (_existing_file(name, root) for name in (params.prompts, params.moderation))
     prompts = {get_task(task).name: load_task_prompt(prompt_folder, task) for task in params.tasks}
     factory_files = _factory_files(params.world.llm)
-    answers = root / ANSWERS / f"{_llm_key(params.world.llm, root, factory_files)}.jsonl"
+    spec = config.resolve_path(params.world.llm, root)
+    runtime = Runtime.choose(params.device, params.dtype) if is_local(spec) else None
+    named = {"llm": params.world.llm} | ({} if runtime is None else {"dtype": runtime.dtype})
+    answers = root / ANSWERS / f"{_llm_key(named, root, factory_files)}.jsonl"
     answers.parent.mkdir(parents=True, exist_ok=True)
-    llm = CachingLLM(_load_llm(params, root), answers)
-    recorded = params.model_dump(mode="json", exclude={"world": True} | WITHOUT_EFFECT_ON_RESULT) | {"llm": params.world.llm}
+    llm = CachingLLM(_load_llm(params, spec, runtime), answers)
+    recorded = params.model_dump(mode="json", exclude={"world": True, "dtype": True} | WITHOUT_EFFECT_ON_RESULT) | named
     key = work_key(
         "instructions", recorded, root, *(str(prompt_folder / f"{task}.yaml") for task in params.tasks),
         str(word_list), *factory_files,
@@ -256,11 +259,10 @@ def _chunks(captions: Iterator[Caption], size: int) -> Iterator[list[Caption]]:
         yield chunk
 
 
-def _load_llm(params: InstructionsParams, root: Path) -> LLM:
-    spec = config.resolve_path(params.world.llm, root)
-    if not is_local(spec):
+def _load_llm(params: InstructionsParams, spec: str, runtime: Runtime | None) -> LLM:
+    """runtime: of a chat model on this machine."""
+    if runtime is None:
         return load_llm(spec, endpoint=params.endpoint)
-    runtime = Runtime.choose(params.device, params.dtype)
     with waiting(f"loading {params.world.llm}"):
         llm = load_llm(spec, runtime.device, runtime.torch_dtype)
     if isinstance(llm, LocalLLM) and params.concurrency > 1:
@@ -276,18 +278,19 @@ def _factory_files(spec: str) -> list[str]:
     return sorted(map(str, Path(module.origin).parent.glob("*.py"))) if module and module.origin else []
 
 
-def _llm_key(spec: str, root: Path, factory_files: Sequence[str]) -> str:
+def _llm_key(named: Mapping[str, str], root: Path, factory_files: Sequence[str]) -> str:
     """Hash, 16 hex digits, of everything that determines an answer: the name of an endpoint, the files of a local model.
 
-    For an LLM 'module:factory' it covers the files of its package and the stage's deps outside this package.
+    named: `llm`, and the `dtype` of a chat model on this machine. For an LLM 'module:factory' it covers the files of its package
+    and the stage's deps outside this package.
     """
-    folder = Path(config.resolve_path(spec, root))
+    folder = Path(config.resolve_path(named["llm"], root))
     files = [folder] if folder.exists() else [Path(file) for file in factory_files]
     if factory_files:
         elsewhere = (root / IN, root / "emuedit", CODE_ROOT / "emuedit")  # what it is asked, and who asks
         deps = stage_dependencies("instructions", root)
         files += [dep for dep in deps if not any(dep.is_relative_to(folder) for folder in elsewhere)]
-    return content_key({"llm": spec}, *files)
+    return content_key(named, *files)
 
 
 if __name__ == "__main__":

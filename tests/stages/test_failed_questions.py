@@ -110,7 +110,7 @@ def test_answers_of_another_llm_are_not_used(tmp_path: Path) -> None:
     files = {spec: [str(ROOT / file) for file in names] for spec, names in specs.items()}
 
     def keys() -> dict[str, str]:
-        return {spec: instructions._llm_key(spec, tmp_path, files[spec]) for spec in specs}
+        return {spec: instructions._llm_key({"llm": spec}, tmp_path, files[spec]) for spec in specs}
 
     before = keys()
     assert keys() == before

@@ -178,11 +178,17 @@ def test_a_chat_model_on_this_machine_has_the_device_and_number_format_of_the_pa
     """On a GPU before Ampere, a model of 7 billion parameters was loaded in float32, and no setting prevented it."""
     publish_captions(tmp_path)
     loaded: list[tuple[object, ...]] = []
+    llm = ScriptedLLM(None)
 
     def load_llm(*arguments: object) -> ScriptedLLM:
         loaded.append(arguments)
-        return ScriptedLLM(None)
+        return llm
 
     monkeypatch.setattr(instructions, "load_llm", load_llm)
-    run(make_params(world=toy_world() | {"llm": "owner/chat"}, device="cpu", dtype="float16"), tmp_path)
+    world = toy_world() | {"llm": "owner/chat"}
+    summary = run(make_params(world=world, device="cpu", dtype="float16"), tmp_path)
     assert loaded == [("owner/chat", "cpu", torch.float16)]
+    assert summary.params["dtype"] == "float16"
+    n_asked = len(llm.questions)
+    assert run(make_params(world=world, device="cpu", dtype="float32"), tmp_path).params["dtype"] == "float32"
+    assert len(llm.questions) == 2 * n_asked, "answers of another number format are not used"

@@ -152,7 +152,9 @@ async def _save(block: Block, name: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status of `prefect deploy`. arguments: None for those of the process."""
-    parser = argparse.ArgumentParser(prog="server_setup", description="Prepare a Prefect server for the flows of this folder.")
+    parser = argparse.ArgumentParser(
+        prog="server_setup", description="Prepare a Prefect server for the flows of this folder.", allow_abbrev=False
+    )
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument("--pool", help=f"work pool of the type process, for the deployments of {PREFECT_FILE}")
     target.add_argument("--prefect-file", type=Path, metavar="FILE", help="file with deployments, in pools that exist")

@@ -23,8 +23,9 @@ NOT_STATED = "not stated"
 LIMITS = (
     "The filters use scores of neural networks. Errors that these networks miss remain in the kept pairs.",
     "A kept pair is not necessarily correct. The precision is known only from a sample checked by people or an oracle.",
-    "Images, captions and instructions have the biases of the models that generated them. No person wrote or checked them.",
-    "Candidates of one instruction, and instructions of one caption, share their source image: split by caption, not by pair.",
+    "Generated images and instructions have the biases of the models that generated them. No person wrote or checked them.",
+    "Candidates of one instruction and instructions of one caption share their source image, and several captions may describe "
+    "one image: split by image, not by pair.",
     "Candidates exist only if the detector found the object to edit: missed objects are never edited.",
 )
 IntArray = npt.NDArray[np.int64]

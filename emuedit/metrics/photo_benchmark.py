@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from emuedit import config
 from emuedit.data import image_io
@@ -29,7 +29,8 @@ from emuedit.data.threads import map_in_threads
 from emuedit.metrics.benchmark import EditCounts
 from emuedit.metrics.benchmark_folder import HELD_OUT, JUDGE, REQUIRED, TABLE, missing_files
 from emuedit.metrics.benchmark_rows import can_be_judged, check_aspect, equals_image, is_compared, unknown_tasks
-from emuedit.metrics.similarity_judge import Calibration, JudgeBounds, JudgeResults, ResultError, SimilarityJudge
+from emuedit.metrics.judge_file import JudgeFile, calibrated_bounds
+from emuedit.metrics.similarity_judge import Calibration, JudgeResults, ResultError, SimilarityJudge
 
 _ADVICE = {
     "train": "lower train.preview.n_edits (inversion: n_examples and n_held_out), set train.preview to null",
@@ -38,29 +39,12 @@ _ADVICE = {
 """Split -> what to change if a task has too few edits: previews and inversion use `train`, the evaluation `held_out`."""
 _SPLITS = tuple(_ADVICE)
 
-CALIBRATED_BOUNDS = ("min_gain", "min_dino", "min_dino_whole")
-"""The bounds that a calibration measures; the others, of comparisons with a reference result, are set by hand."""
 MAX_CACHED_BYTES = 2**29
 """Of scaled images in memory: 680 of 512 px."""
 
 
 class BenchmarkError(ValueError):
     """Raised for a folder that is not a benchmark, and for missing edits."""
-
-
-class JudgeFile(config.Params):
-    """Contents of `judge.yaml`."""
-
-    clip: str
-    """open_clip model: folder, 'model/tag' or hub id."""
-    dino: str
-    """DINO vision transformer: folder or hub id."""
-    size: int = Field(512, ge=16)
-    """Side in px to which images are cropped and scaled."""
-    bounds: JudgeBounds = JudgeBounds()
-    """Bounds of tasks without their own entry."""
-    task_bounds: dict[str, JudgeBounds] = Field(default={})
-    """Task -> bounds."""
 
 
 @dataclass(frozen=True)
@@ -191,14 +175,13 @@ class PhotoBenchmark:
 
     @property
     def uncalibrated_tasks(self) -> tuple[str, ...]:
-        """Tasks with edits that are judged by captions, with the default CALIBRATED_BOUNDS, which are not measured."""
-        settings, defaults = self.settings, JudgeBounds()
+        """Tasks with edits that are judged by captions, with bounds that no calibration measured."""
+        settings = self.settings
         by_captions = {row["task"] for row in self.rows if not is_compared(row, settings.clip)}
-        bounds_of = {task: settings.task_bounds.get(task, settings.bounds) for task in self.tasks if task in by_captions}
         return tuple(
             task
-            for task, bounds in bounds_of.items()
-            if all(getattr(bounds, name) == getattr(defaults, name) for name in CALIBRATED_BOUNDS)
+            for task in self.tasks
+            if task in by_captions and settings.measured.get(task) != calibrated_bounds(settings.bounds_of(task))
         )
 
     @cached_property

@@ -10,7 +10,7 @@ from emuedit.tasks import ALL_TASKS
 from emuedit.training.batches.aspect_buckets import AspectBuckets
 from emuedit.training.batches.kept_pairs import TrainingPairs
 from emuedit.training.batches.latent_cache import check_task_weights, check_tasks, no_training_pairs
-from emuedit.training.batches.latent_files import caption_seed, held_out_bound
+from emuedit.training.batches.latent_files import group_seed, held_out_bound
 from emuedit.training.distributed import TrainingProcesses, n_passes
 from emuedit.training.optim.optimizers import check_optimizer
 from emuedit.training.resources import check_memory
@@ -92,9 +92,9 @@ def tasks_to_train(pairs: TrainingPairs, held_out_share: float) -> tuple[str, ..
         n_kept += len(task_of)
         if set(task_of.values()) <= names:
             continue
-        for pair_id, caption_id in shard.caption_ids().items():
+        for pair_id, group in shard.image_groups().items():
             task = task_of.get(pair_id)
-            if task is not None and task not in names and caption_seed(caption_id) >= bound:
+            if task is not None and task not in names and group_seed(group) >= bound:
                 names.add(task)
     if not names:
         raise no_training_pairs(n_kept)

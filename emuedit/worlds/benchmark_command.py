@@ -15,7 +15,8 @@ from emuedit.training.presets import with_preset
 from emuedit.worlds import model_access
 
 if TYPE_CHECKING:
-    from emuedit.metrics.photo_benchmark import JudgeFile, PhotoBenchmark
+    from emuedit.metrics.judge_file import JudgeFile
+    from emuedit.metrics.photo_benchmark import PhotoBenchmark
     from emuedit.metrics.similarity_judge import Calibration
 
 _SIZE = 512
@@ -119,9 +120,7 @@ def _print_references(rows: Sequence[dict[str, str]], benchmark: "PhotoBenchmark
     if not compared:
         return
     errors = [(line, row["task"], benchmark.unchanged_error(row)) for line, row in compared]
-    accepted = [
-        (line, task) for line, task, error in errors if not error.objection(settings.task_bounds.get(task, settings.bounds))
-    ]
+    accepted = [(line, task) for line, task, error in errors if not error.objection(settings.bounds_of(task))]
     where = f": the lines {_join_lines(accepted)}; lower max_left in {benchmark.folder / JUDGE}" if accepted else ""
     share = len(accepted) / len(compared)
     print(f"\n{share:.2f} of the unedited images are accepted in {len(compared)} edits compared with their result{where}")
@@ -177,23 +176,26 @@ def _with_bounds(settings: "JudgeFile", calibrations: Sequence["Calibration"]) -
 
     A task whose calibration does not separate gets the bounds of tasks without their own entry in place of earlier ones.
     """
-    from emuedit.metrics.photo_benchmark import CALIBRATED_BOUNDS
+    from emuedit.metrics.judge_file import calibrated_bounds
 
-    task_bounds = dict(settings.task_bounds)
+    task_bounds, measured = dict(settings.task_bounds), dict(settings.measured)
     for calibration in calibrations:
-        measured = calibration.bounds if calibration.separates else settings.bounds
-        changes = {name: getattr(measured, name) for name in CALIBRATED_BOUNDS}
-        bounds = task_bounds.get(calibration.task, settings.bounds).model_copy(update=changes)
+        changes = calibrated_bounds(calibration.bounds if calibration.separates else settings.bounds)
+        measured.pop(calibration.task, None)
+        if calibration.separates:
+            measured[calibration.task] = changes
+        bounds = settings.bounds_of(calibration.task).model_copy(update=changes)
         if bounds == settings.bounds:
             task_bounds.pop(calibration.task, None)
         else:
             task_bounds[calibration.task] = bounds
-    return settings.model_copy(update={"task_bounds": task_bounds})
+    return settings.model_copy(update={"task_bounds": task_bounds, "measured": measured})
 
 
 def _choose_settings(options: argparse.Namespace) -> "JudgeFile":
     """The judge's settings: of `judge.yaml`, of options, or for a new judge of the params. Bounds are valid for one set only."""
-    from emuedit.metrics.photo_benchmark import BenchmarkError, JudgeFile, read_judge
+    from emuedit.metrics.judge_file import JudgeFile
+    from emuedit.metrics.photo_benchmark import BenchmarkError, read_judge
 
     named = {name: value for name in ("clip", "dino", "size") if (value := getattr(options, name)) is not None}
     file = options.folder / JUDGE

@@ -21,7 +21,7 @@ from emuedit.data.formats.row_conversion import ImportOptions
 from emuedit.data.png import decode_png
 from emuedit.data.publish import read_folder, read_summary
 from emuedit.data.records import Drop, Pair
-from emuedit.training.batches.latent_files import caption_seed
+from emuedit.training.batches.latent_files import group_seed
 
 FLOAT, TEXT, IMAGE = datasets.Value("float64"), datasets.Value("string"), datasets.Image()
 SCORES = ("clip_sim_source", "clip_sim_target", "clip_sim_dir", "clip_sim_image", "dinov2_sim", "ssim")
@@ -113,7 +113,7 @@ def test_instructpix2pix(tmp_path: Path) -> None:
     np.testing.assert_array_equal(decode_png(pairs[1].target)[3, 20], (100, 27, 101))
     families = [pair.parent_ids[1] for pair in pairs]
     assert families[0] == families[1] != families[2]
-    assert 0 <= caption_seed(families[0]) < 2**63  # the id has the form that training expects
+    assert 0 <= group_seed(families[0]) < 2**63  # the id has the form that training expects
     assert len({pair.instruction_id for pair in pairs}) == 3
     summary = read_summary(tmp_path / "out")
     assert (summary.params["source"], summary.params["licence"]) == ("timbrooks/instructpix2pix-clip-filtered", "not stated")

@@ -1,6 +1,7 @@
 """The table of a benchmark of real pictures: which rows are refused, which are left out, and whether the judge is calibrated."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -8,7 +9,8 @@ from PIL import Image
 from emuedit import cli
 from emuedit.data import image_io
 from emuedit.metrics import benchmark, photo_benchmark
-from emuedit.metrics.photo_benchmark import BenchmarkError, JudgeFile, PhotoBenchmark, read_judge, read_rows, write_judge
+from emuedit.metrics.judge_file import JudgeFile, calibrated_bounds
+from emuedit.metrics.photo_benchmark import BenchmarkError, PhotoBenchmark, read_judge, read_rows, write_judge
 from emuedit.metrics.similarity_judge import JudgeBounds
 
 pytestmark = pytest.mark.usefixtures("offline")
@@ -214,25 +216,23 @@ def test_an_uncalibrated_judge_is_named_when_it_is_written_and_used(tmp_path: Pa
     assert f"uncalibrated, the judge's bounds are not measured: local, remove; {advice}\n" in capsys.readouterr().out
     benchmark.load(str(tmp_path))
     assert "benchmark: uncalibrated judge, its bounds for local, remove are not measured" in capsys.readouterr().out
-    write_judge(tmp_path, JudgeFile(clip="a/b", dino="c/d", task_bounds={"local": JudgeBounds(min_gain=0.3)}))
-    benchmark.load(str(tmp_path))
-    assert "its bounds for remove are not measured" in capsys.readouterr().out
-    write_judge(tmp_path, JudgeFile(clip="a/b", dino="c/d", bounds=JudgeBounds(min_gain=0.2)))
-    benchmark.load(str(tmp_path))
-    assert capsys.readouterr().out == "", "these bounds were chosen"
 
 
-def test_bounds_of_comparisons_that_are_set_by_hand_hide_no_missing_calibration(tmp_path: Path) -> None:
-    """The calibrated ones still have their defaults."""
+def test_bounds_that_are_set_by_hand_are_not_calibrated(tmp_path: Path) -> None:
     write_one_edit(tmp_path)
-    mild, measured = JudgeBounds(max_left=0.3, max_result_l1=0.2), JudgeBounds(min_dino=0.6)
+    by_hand, measured = JudgeBounds(max_left=0.3, min_gain=0.1), JudgeBounds(min_dino=0.6)
+    record = {"local": calibrated_bounds(measured)}
 
-    def uncalibrated(bounds: JudgeBounds, **task_bounds: JudgeBounds) -> tuple[str, ...]:
-        settings = JudgeFile(clip="a/b", dino="c/d", bounds=bounds, task_bounds=task_bounds)
+    def uncalibrated(bounds: JudgeBounds, **changes: Any) -> tuple[str, ...]:
+        settings = JudgeFile(clip="a/b", dino="c/d", bounds=bounds, **changes)
         return PhotoBenchmark(tmp_path, settings=settings).uncalibrated_tasks
 
-    assert uncalibrated(mild) == uncalibrated(JudgeBounds(), local=mild) == uncalibrated(measured, local=mild) == ("local",)
-    assert uncalibrated(measured) == uncalibrated(mild, local=measured) == ()
+    assert uncalibrated(JudgeBounds()) == uncalibrated(by_hand) == uncalibrated(measured) == ("local",)
+    assert uncalibrated(JudgeBounds(), task_bounds={"local": measured}, measured=record) == ()
+    changed = measured.model_copy(update={"min_gain": 0.1})
+    assert uncalibrated(JudgeBounds(), task_bounds={"local": changed}, measured=record) == ("local",)
+    looser = measured.model_copy(update={"max_left": 0.3})
+    assert uncalibrated(JudgeBounds(), task_bounds={"local": looser}, measured=record) == (), "no calibration measures max_left"
 
 
 @pytest.fixture

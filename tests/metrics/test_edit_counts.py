@@ -9,7 +9,9 @@ from PIL import Image
 from emuedit.config import ParamsError
 from emuedit.metrics import benchmark
 from emuedit.metrics.benchmark import EditCounts
-from emuedit.metrics.photo_benchmark import BenchmarkError, JudgeFile, write_judge
+from emuedit.metrics.judge_file import JudgeFile, calibrated_bounds
+from emuedit.metrics.photo_benchmark import BenchmarkError, write_judge
+from emuedit.metrics.similarity_judge import JudgeBounds
 from emuedit.tasks import UnknownTaskError
 
 ROWS = """\
@@ -28,8 +30,8 @@ def source(tmp_path: Path) -> benchmark.EditSource:
     for name, color in (("a", "red"), ("b", "blue")):
         Image.new("RGB", (16, 16), color).save(tmp_path / f"{name}.png")
     (tmp_path / "edits.csv").write_text(f"image,task,instruction,input_caption,output_caption,result,split\n{ROWS}")
-    bounds = {"min_gain": 0.2}
-    write_judge(tmp_path, JudgeFile(clip="a/b", dino="c/d", size=16, task_bounds={"local": bounds}))  # type: ignore[dict-item]
+    measured = {"local": calibrated_bounds(JudgeBounds())}
+    write_judge(tmp_path, JudgeFile(clip="a/b", dino="c/d", size=16, measured=measured))
     return benchmark.load(str(tmp_path))
 
 

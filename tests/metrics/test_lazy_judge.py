@@ -12,7 +12,8 @@ from PIL import Image
 
 from emuedit.editor.settings import EditSettings
 from emuedit.metrics import benchmark, training_preview
-from emuedit.metrics.photo_benchmark import JudgeFile, write_judge
+from emuedit.metrics.judge_file import JudgeFile
+from emuedit.metrics.photo_benchmark import write_judge
 from emuedit.promotion import comparison
 
 

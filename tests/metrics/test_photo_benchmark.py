@@ -11,7 +11,8 @@ from PIL import Image
 
 from emuedit import cli
 from emuedit.metrics import benchmark
-from emuedit.metrics.photo_benchmark import BenchmarkError, JudgeFile, PhotoBenchmark, read_judge, write_judge
+from emuedit.metrics.judge_file import JudgeFile, calibrated_bounds
+from emuedit.metrics.photo_benchmark import BenchmarkError, PhotoBenchmark, read_judge, write_judge
 from emuedit.metrics.similarity_judge import JudgeBounds, SimilarityJudge, best_threshold, project_gains
 from emuedit.models import clip, dino
 from tests.repository import ROOT
@@ -173,7 +174,9 @@ def test_bounds_are_kept_until_the_judge_is_another(
     """One of --clip and --dino alone was ignored, and both threw the bounds away even if they were those of the file."""
     monkeypatch.chdir(tmp_path)
     write_one_edit(tmp_path)
-    calibrated = JudgeFile(clip="a/b", dino="c/d", size=64, task_bounds={"local": JudgeBounds(min_gain=0.3)})
+    bounds = JudgeBounds(min_gain=0.3)
+    measured = {"local": calibrated_bounds(bounds)}
+    calibrated = JudgeFile(clip="a/b", dino="c/d", size=64, task_bounds={"local": bounds}, measured=measured)
     write_judge(tmp_path, calibrated)
     assert cli.main(["benchmark", str(tmp_path), "--clip", "a/b", "--dino", "c/d"]) == 0
     assert read_judge(tmp_path) == calibrated

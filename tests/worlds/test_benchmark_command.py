@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from emuedit import cli
-from emuedit.metrics.photo_benchmark import JudgeFile, PhotoBenchmark, read_judge, write_judge
+from emuedit.metrics.judge_file import JudgeFile
+from emuedit.metrics.photo_benchmark import PhotoBenchmark, read_judge, write_judge
 from emuedit.metrics.similarity_judge import Calibration, JudgeBounds
 
 N_EDITS = {"local": 4, "remove": 2, "background": 4}

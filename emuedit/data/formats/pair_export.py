@@ -49,7 +49,8 @@ pairs = datasets.load_dataset("parquet", data_files="train-*.parquet", split="tr
 
 `original_prompt`, `original_image`, `edit_prompt`, `edited_prompt` and `edited_image` follow InstructPix2Pix. `task` is
 the kind of edit, `mask` is white where the image may change (empty: everywhere), `score_*` are raw scores, and `recipe` has the
-settings that generated the pair. Pairs with the same second entry of `parent_ids` share a caption and an image: split by it.
+settings that generated the pair. Pairs with the same second entry of `parent_ids` share a caption and an image, and so do
+pairs with the same `image_hash` in `recipe`, if they have one: split by the hash, or else by the entry.
 """
 
 

@@ -45,8 +45,9 @@ _CARD_TEMPLATE = """\
 |---|---:|
 {dropped}
 
-The images, instructions and captions are unchanged from the dataset. They were decoded, not filtered. Pairs that
-share an image share their second parent id, which training uses for the held-out split.
+Nothing was filtered by its content. The texts are those of the dataset, with single spaces. The images are upright,
+without transparency and in sRGB{scaled}. Pairs that share an image share their second parent id, which training uses for the
+held-out split.
 """
 
 
@@ -110,7 +111,8 @@ def _import(options: ImportOptions, rows: "_Rows", counts: Counter[str], out: Pa
             f"want at least one pair in {len(rows.files)} files, got {dict(counts)}; see {scratch}/dropped-*.parquet"
         )
     dropped = [f"| {key.removeprefix('dropped_')} | {n} |" for key, n in sorted(counts.items()) if key.startswith("dropped_")]
-    card = _CARD_TEMPLATE.format(**params, pairs=counts["pairs"], dropped="\n".join(dropped) or "| none | 0 |")
+    scaled = f", cropped to their centre square and scaled to {options.size} px" if options.size else ""
+    card = _CARD_TEMPLATE.format(**params, scaled=scaled, pairs=counts["pairs"], dropped="\n".join(dropped) or "| none | 0 |")
     (scratch / CARD).write_text(card, encoding="utf-8")
     check_output_folder(out, "import")  # an import may take hours
     return publish(scratch, out, "import", params, counts)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,14 @@ REPLAY_PAIRS, REPLAY_VERDICTS = "pairs", "verdicts"
 """Sub-folders of a replay folder, in the formats of the stages `pairs` and `dataset`; all pairs are kept."""
 
 
+def image_group(parent_ids: Sequence[str], recipe: Mapping[str, Any]) -> str:
+    """An id that pairs with a common image share: the hash of the user's image, else the id of the caption or session.
+
+    Pairs are held out by it. Several captions may describe one image of the user's.
+    """
+    return str(recipe.get("image_hash") or parent_ids[1])
+
+
 @dataclass(frozen=True)
 class PairShard:
     """A shard of pairs."""
@@ -33,11 +42,12 @@ class PairShard:
         ids: list[str] = _read_only(self.path, "id")["id"].to_pylist()
         return ids
 
-    def caption_ids(self) -> dict[str, str]:
-        """Id of each pair, in order -> id of its caption; reads only the columns with them."""
-        columns = _read_only(self.path, "id", "parent_ids")
-        captions = [caption_id for _, caption_id, *_ in columns["parent_ids"].to_pylist()]
-        return dict(zip(columns["id"].to_pylist(), captions, strict=True))
+    def image_groups(self) -> dict[str, str]:
+        """Id of each pair, in order -> its `image_group`; reads only the columns that determine it."""
+        columns = _read_only(self.path, "id", "parent_ids", "recipe").to_pydict()
+        recipes = map(json.loads, columns["recipe"])
+        groups = [image_group(parent_ids, recipe) for parent_ids, recipe in zip(columns["parent_ids"], recipes, strict=True)]
+        return dict(zip(columns["id"], groups, strict=True))
 
 
 @dataclass(frozen=True)

@@ -107,8 +107,8 @@ class LatentCache:
         text_hashes = [np.load(text_file(folder, key, "texts")) for key in self._index.texts]
         self._has_pooled_text = text_file(folder, self._index.null_text, "pooled").exists()
         self._text_starts = np.cumsum([0, *map(len, text_hashes)])
-        rows, caption_seeds, self.sizes = self._read_rows(np.concatenate([np.zeros(0, np.uint64), *text_hashes]))
-        is_held_out = caption_seeds < latent_files.held_out_bound(held_out_share)
+        rows, group_seeds, self.sizes = self._read_rows(np.concatenate([np.zeros(0, np.uint64), *text_hashes]))
+        is_held_out = group_seeds < latent_files.held_out_bound(held_out_share)
         self.train, self.held_out = rows.where(~is_held_out), rows.where(is_held_out)
         if not len(self.train):
             raise no_training_pairs(len(rows))
@@ -225,12 +225,12 @@ class LatentCache:
             is_replay=np.isin(np.array(self._index.shards), self._index.replay)[columns["shard"]],
             id=columns["id"],
         )
-        return rows, columns["caption_seed"], tuple((height, width) for height, width in sizes.tolist())
+        return rows, columns["group_seed"], tuple((height, width) for height, width in sizes.tolist())
 
 
 def _read_columns(files: Sequence[Path]) -> dict[str, NDArray[Any]]:
     """Columns of all pairs, and the `shard` and the `row` in it of each; instructions and crops stay on disk."""
-    names = ("id", "caption_seed", "part", "position", "mirrored_position", "size", "text", "task")
+    names = ("id", "group_seed", "part", "position", "mirrored_position", "size", "text", "task")
     empty = np.zeros(0, [*latent_files.PAIR, ("task", "S1")])
     parts = {name: [empty[name]] for name in names} | {name: [np.zeros(0, np.int32)] for name in ("shard", "row")}
     for number, file in enumerate(files):

@@ -34,7 +34,7 @@ from emuedit.models.text_to_image import TextToImageModel
 from emuedit.progress import Progress
 from emuedit.runtime import seed_for
 from emuedit.training.batches.aspect_buckets import AspectBuckets, Size
-from emuedit.training.batches.kept_pairs import PairShard, PairTasks, TrainingPairs
+from emuedit.training.batches.kept_pairs import PairShard, PairTasks, TrainingPairs, image_group
 from emuedit.training.batches.mirroring import has_no_side, may_flip
 from emuedit.training.batches.pair_encoding import EncodesImages, encode_images, place_pairs
 from emuedit.training.batches.text_files import TextFiles, null_key, save_array
@@ -49,7 +49,7 @@ CODE = (
 """Code that determines the content of these files; a test compares it with this module's imports."""
 ENCODED = [
     ("id", "u8"),  # the 16 hex digits as a number
-    ("caption_seed", "u8"),  # decides whether the pair is held out
+    ("group_seed", "u8"),  # decides whether the pair is held out
     ("position", "i4"),  # in the file of its size
     ("mirrored_position", "i4"),  # of the mirrored image; -1: not encoded
     ("size", "i4", 2),  # all sizes and positions are (height, width) in px
@@ -112,13 +112,13 @@ def read_index(folder: Path) -> CacheIndex:
     return CacheIndex(tuple(index["shards"]), tuple(index["replay"]), tuple(index["texts"]), index["null_text"])
 
 
-def caption_seed(caption_id: str) -> int:
-    """A number in [0, 2**63) that depends only on the caption; captions in the lowest share of the range are held out."""
-    return seed_for("editor", "held out", caption_id)
+def group_seed(group: str) -> int:
+    """A number in [0, 2**63) that depends only on an `image_group`; groups in the lowest share of the range are held out."""
+    return seed_for("editor", "held out", group)
 
 
 def held_out_bound(share: float) -> int:
-    """Captions with a `caption_seed` below this number are held out."""
+    """Groups with a `group_seed` below this number are held out."""
     return math.ceil(share * 2**63)
 
 
@@ -162,8 +162,7 @@ class EncodingJob:
         instructions = [pair.instruction.encode() for pair in pairs]
         rows = np.zeros(len(pairs), [*ENCODED, ("instruction", _text_type(instructions))])
         for row, pair, placement, instruction in zip(rows, pairs, placements, instructions, strict=True):
-            _, caption_id, *_ = pair.parent_ids
-            row["id"], row["caption_seed"] = int(pair.id, 16), caption_seed(caption_id)
+            row["id"], row["group_seed"] = int(pair.id, 16), group_seed(image_group(pair.parent_ids, pair.recipe))
             row["size"], row["original"], row["enlarged"] = placement.size, placement.original, placement.is_enlarged
             row["crop"], row["mirrored_left"] = (placement.top, placement.left), placement.mirrored_left
             row["text"], row["instruction"], row["mirrored_position"] = text_hash(instruction), instruction, -1

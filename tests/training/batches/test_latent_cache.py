@@ -14,7 +14,7 @@ from emuedit.models.text_to_image import TextToImageModel
 from emuedit.tasks import TASKS
 from emuedit.training.batches import latent_cache, latent_files, mirroring, text_files
 from emuedit.training.batches.aspect_buckets import AspectBuckets
-from emuedit.training.batches.kept_pairs import TrainingPairs
+from emuedit.training.batches.kept_pairs import TrainingPairs, pair_shards
 from emuedit.training.batches.latent_cache import LatentCache, LatentCacheError
 from tests.training.tiny_pairs import INSTRUCTIONS, KEPT, make_pair, make_picture, write_pairs
 
@@ -163,7 +163,7 @@ def test_only_tasks_with_pairs_to_train_on_are_tasks_of_the_cache(cache_folder: 
 @pytest.mark.slow
 def test_held_out_pairs_of_a_task_that_is_not_trained_are_left_out(make_base_model: MakeBaseModel, tmp_path: Path) -> None:
     pairs = [make_pair(n) for n in range(60)]
-    is_held_out = [latent_files.caption_seed(pair.parent_ids[1]) < 0.3 * 2**63 for pair in pairs]
+    is_held_out = [latent_files.group_seed(pair.parent_ids[1]) < 0.3 * 2**63 for pair in pairs]
     local = [pair for n, pair in enumerate(pairs) if not is_held_out[n]][:1]  # the task of a pair follows from its place
     removed = [pair for n, pair in enumerate(pairs) if is_held_out[n]][:1]
     latent_files.build(TrainingPairs(*write_pairs(tmp_path, local + removed)), make_base_model("toy"), tmp_path / "cache")
@@ -221,12 +221,23 @@ def test_the_index_takes_few_bytes_a_pair(tmp_path: Path) -> None:
     assert n_bytes < 40 * n_shards * n_pairs
 
 
+def test_captions_of_one_image_are_held_out_together(tmp_path: Path) -> None:
+    """Several captions described one photograph, and its map was learned under one of them and held out under another."""
+    recipe = {"kind": "annotate", "candidate": 0, "image": "photos/1.jpg", "image_hash": "0" * 16}
+    pairs = [replace(make_pair(number), recipe=recipe) for number in range(3)] + [make_pair(3)]
+    assert len({pair.parent_ids[1] for pair in pairs}) > 1
+    write_pairs(tmp_path, pairs)
+    (shard,) = pair_shards([tmp_path / "data/pairs"])
+    groups = shard.image_groups()
+    assert [groups[pair.id] for pair in pairs] == [*["0" * 16] * 3, pairs[3].parent_ids[1]]
+
+
 def test_held_out_pairs_never_share_a_caption_with_training(cache_folder: Path) -> None:
     cache = LatentCache(cache_folder, 0.3)
     caption = {pair.id: pair.parent_ids[1] for pair in map(make_pair, range(60))}
     train_captions, held_out_captions = ({caption[i] for i in rows.pair_ids} for rows in (cache.train, cache.held_out))
     assert not train_captions & held_out_captions
-    assert held_out_captions == {c for c in train_captions | held_out_captions if latent_files.caption_seed(c) < 0.3 * 2**63}
+    assert held_out_captions == {c for c in train_captions | held_out_captions if latent_files.group_seed(c) < 0.3 * 2**63}
     assert 5 < len(held_out_captions) < 25
     with pytest.raises(LatentCacheError, match="all of them held out"):
         LatentCache(cache_folder, 0.9999999)

@@ -1,9 +1,13 @@
 """What the server does with a request before and beside MLflow's scoring server."""
 
 import asyncio
+import http.client
 import importlib
 import json
+import socket
 import sys
+import threading
+import time
 from collections.abc import Callable
 from contextvars import copy_context
 from types import ModuleType, SimpleNamespace
@@ -11,6 +15,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import uvicorn
 from mlflow.pyfunc import scoring_server
 
 LIMIT = 100
@@ -149,3 +154,35 @@ def test_the_model_is_told_of_a_client_that_has_gone(app: Callable[..., Any], mo
     scope: dict[str, Any] = {"type": "http", "http_version": "1.1", "method": "POST", "path": "/invocations"}
     asyncio.run(app(scope | {"query_string": b"", "headers": HEADERS}, receive, send))
     assert noticed == [True]
+
+
+@pytest.mark.slow
+def test_a_closed_connection_is_noticed_and_an_open_one_is_not(app: Callable[..., Any], model: CountingModel) -> None:
+    """Through uvicorn, with a connection that is kept for the next request."""
+    noticed: list[bool] = []
+
+    def predict(data: pd.DataFrame, params: Any = None) -> pd.DataFrame:
+        variables = {variable.name: value for variable, value in copy_context().items()}
+        noticed.append(variables["emuedit_client_gone"].wait(data["n"][0]))
+        return data
+
+    model.predict = predict  # type: ignore[method-assign]
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        port = listening.getsockname()[1]
+        connection, json_type = http.client.HTTPConnection("127.0.0.1", port, timeout=10), {"Content-Type": "application/json"}
+        for _ in range(2):
+            connection.request(
+                "POST", "/invocations", '{"dataframe_records": [{"n": 0.1}]}', {"Content-Type": "application/json"}
+            )
+            assert connection.getresponse().read() == b'{"predictions": [{"n": 0.1}]}'
+        connection.request("POST", "/invocations", '{"dataframe_records": [{"n": 20}]}', json_type)
+        connection.close()
+        deadline = time.monotonic() + 10
+        while len(noticed) < 3 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        server.should_exit = True
+        thread.join(10)
+    assert noticed == [False, False, True]

@@ -144,7 +144,7 @@ def commit_results(
     Raises PublicationError for a branch that cannot be used, and GitError.
     """
     reference = _check_branch(root, branch)
-    tip = git.try_run(root, "rev-parse", "--verify", "--quiet", reference) or at_start.commit
+    tip = git.try_run(root, "rev-parse", "--verify", "--quiet", reference) or _tip_elsewhere(root, branch) or at_start.commit
     present = {path: file for path, file in files.items() if (root / file).is_file()}
     before = [_show(root, tip, path) for path in present if path.suffix == ".json"]
     with tempfile.TemporaryDirectory() as folder:
@@ -168,6 +168,12 @@ def commit_results(
     commit = git.run(root, "commit-tree", tree, *(word for parent in parents for word in ("-p", parent)), "-m", message)
     git.run(root, "update-ref", reference, commit, tip if _exists(root, reference) else "")
     return commit
+
+
+def _tip_elsewhere(root: Path, branch: str) -> str | None:
+    """The commit of a branch of git's remotes, where this clone has none of that name; None unless exactly one has it."""
+    tips = git.run(root, "for-each-ref", "--format=%(objectname)", f"refs/remotes/*/{branch}").split()
+    return tips[0] if len(tips) == 1 else None
 
 
 def _write_pipeline_files(root: Path, at_start: StartState, folder: Path) -> dict[Path, str]:

@@ -25,6 +25,7 @@ from flows import dvc_graph, gate_stage, publication, result_origin, run_history
 from flows.result_origin import StartState
 from flows.retrain_options import RetrainOptions
 from flows.retrain_result import RetrainResult
+from flows.run_reason import is_attended
 from flows.stage_outputs import content_tag, measured_edits, merge_metrics, model_parts, success_table
 from flows.yield_record import YieldRecord
 
@@ -110,7 +111,7 @@ def up_to_date(graph: dvc_graph.Graph, options: RetrainOptions) -> UpToDate | No
     """The state of a workspace without stages to run; None if its outputs have to be registered.
 
     The version is looked up to register or to tag it. If MLflow cannot be used, there is nothing to do, and the state has the
-    reason.
+    reason; raises NotRegisteredError in a run that nobody attends, whose owner would not learn it otherwise.
     """
     registered, problem = look_up(graph) if options.registry or options.branch else (None, "")
     state = f"all {len(graph.stages)} stages are up to date"
@@ -118,6 +119,8 @@ def up_to_date(graph: dvc_graph.Graph, options: RetrainOptions) -> UpToDate | No
         return UpToDate(f"{state}, and registered", registered)
     if options.registry and not problem:
         return None
+    if problem and options.registry and not is_attended(options.reason):
+        raise NotRegisteredError(f"{state}; want to know whether they are registered, got no answer: {problem}")
     state += f"; cannot check whether they are registered: {problem}" if problem else ""
     return UpToDate(state, RetrainResult(table=success_table(graph)))
 
@@ -164,7 +167,8 @@ def _finish(
             results.send(run_id)
     except ServiceError as error:
         store_for_upload(graph.root, run_id, results, error)
-        return result
+        is_missed = options.registry and model_parts(graph) and not is_attended(options.reason)
+        return dataclasses.replace(result, problem=f"not registered: {error}") if is_missed else result
     try:
         if options.registry and model_parts(graph):
             result = _register(graph, result, options.reason, at_start)

@@ -12,6 +12,11 @@ class ReasonError(ValueError):
     """Raised for a reason of an unknown kind."""
 
 
+def is_attended(reason: str) -> bool:
+    """Whether a person started the run, as without a reason, and reads what it prints."""
+    return not reason or reason.startswith("person:")
+
+
 def complete_reason(reason: str) -> str:
     """The reason of a run as it is stored; if empty, the user of this process. Raises ReasonError for an unknown kind."""
     if not reason:

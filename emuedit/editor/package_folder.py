@@ -69,6 +69,8 @@ def find_champion() -> tuple[Path, str] | None:
     if not store_address.has_store():
         return None
 
+    if not os.environ.get(store_address.TRACKING_URI_ENV) and store_address.is_server_stopped(Path()):
+        print(store_address.STOPPED, file=sys.stderr, flush=True)
     service_errors.check()
     with service_errors.converted():
         version = registry.version_at("champion")

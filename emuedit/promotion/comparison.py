@@ -127,14 +127,20 @@ def with_tasks(conditions: ComparisonConditions, tasks: Sequence[str]) -> Compar
 
 
 @_MEASURING
-def measure(package: Path, name: str, conditions: ComparisonConditions, root: Path) -> Measurement:
-    """Measure the editor of a package on the edits. Tasks measured before with the same bytes and code are not run again."""
+def measure(package: Path, name: str, conditions: ComparisonConditions, root: Path, afresh: bool = False) -> Measurement:
+    """Measure the editor of a package on the edits. Tasks measured before with the same bytes and code are not run again.
+
+    afresh: run all, and replace earlier results: libraries, drivers and the machine may have changed.
+    """
     conditions_key = conditions.key(root)
     folder = root / _CACHE / content_key({"items": conditions_key}, *_package_files(package))
+    if afresh:
+        shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     os.utime(folder)  # its last use, for `_prune`
     source = benchmark.load(conditions.benchmark, conditions.device)
-    _adopt_evaluation(root, package, conditions, folder, source)
+    if not afresh:
+        _adopt_evaluation(root, package, conditions, folder, source)
     systems = Systems(package, conditions.settings, Runtime.choose(conditions.device, conditions.dtype))
     shards = _evaluate(name, systems, conditions, folder, source)
     _prune(root / _CACHE, folder)

@@ -14,7 +14,7 @@ from emuedit.promotion import gate, version_card
 from emuedit.promotion.gate import Decision, Measurement
 from emuedit.promotion.gate_settings import SECTION, GateSettings
 from emuedit.tracking import alias_moves, registry
-from emuedit.tracking.move_tickets import Move
+from emuedit.tracking.move_tickets import DONE, Move
 from emuedit.tracking.registry import ModelVersion
 
 STATE_TAG, REASON_TAG, TABLE_TAG, TASKS_TAG, AGAINST_TAG, CONDITIONS_TAG = (
@@ -124,8 +124,15 @@ def _promote_once(version: ModelVersion, root: Path, package: Path, section: str
         _record(version, {STATE_TAG: PROMOTED, REASON_TAG: reason})
         text = "it is the champion already" + (f": {reason}" if reason else "")
         return PromotionOutcome(version, Decision(True, text), champion.number, None)
+    if _was_replaced(version) and not force_reason:
+        reason = f"{alias_moves.reason_of(version.number)}; it was the champion, and was replaced"
+        _record(version, {STATE_TAG: PROMOTED, REASON_TAG: reason})
+        return PromotionOutcome(version, Decision(False, reason), champion.number if champion else None, None)
+    compared = champion or registry.version_at(alias_moves.PREVIOUS)  # a deleted champion is no reason to accept anything
+    if compared is not None and compared.number == version.number:
+        compared = None
     try:
-        decision = compare_with_champion(package, version.uri, champion, root, section)
+        decision = compare_with_champion(package, version.uri, compared, root, section)
     except gate.GateError as error:
         if not force_reason:
             raise
@@ -135,7 +142,7 @@ def _promote_once(version: ModelVersion, root: Path, package: Path, section: str
     is_overruled = bool(force_reason) and not decision.promote
     reason = f"forced: {force_reason}; the gate: {decision.reason}" if is_overruled else decision.reason
     measured = {
-        AGAINST_TAG: str(number or ""),
+        AGAINST_TAG: str(compared.number if compared else ""),
         TABLE_TAG: json.dumps([(row.name, row.n, row.champion, row.challenger) for row in decision.rows]),
         TASKS_TAG: ",".join(row.name for row in decision.rows if row.name != gate.OVERALL),
         CONDITIONS_TAG: decision.conditions_key,
@@ -150,30 +157,39 @@ def _promote_once(version: ModelVersion, root: Path, package: Path, section: str
     return PromotionOutcome(version, replace(decision, promote=is_promoted, reason=reason), number, move)
 
 
+def _was_replaced(version: ModelVersion) -> bool:
+    """Whether a process that was killed before it recorded its decision made a version the champion, which it is no more."""
+    return version.tags.get(STATE_TAG) == PENDING and any(
+        move.state == DONE and move.champion == version.number for move in alias_moves.history()
+    )
+
+
 def _record(version: ModelVersion, tags: Mapping[str, str]) -> None:
     """Record a decision in the tags and the card of a version."""
     registry.set_version_tags(version.number, tags)
     version_card.update(version.number)
 
 
-def measure_version(version: ModelVersion, root: Path, section: str = "evaluation", tasks: Sequence[str] = ()) -> Measurement:
+def measure_version(
+    version: ModelVersion, root: Path, section: str = "evaluation", tasks: Sequence[str] = (), afresh: bool = False
+) -> Measurement:
     """A registered version on the edits of the workspace's evaluation, with the current judge and code.
 
-    tasks: used instead of the evaluation's tasks, if the benchmark has edits of them.
+    tasks: used instead of the evaluation's tasks, if the benchmark has edits of them. afresh: see `comparison.measure`.
     """
     from emuedit.promotion import comparison  # imports torch
 
     conditions = comparison.read_conditions(root, section)
     if tasks:
         conditions = comparison.with_tasks(conditions, tasks)
-    return comparison.measure(find_package(registry.download_version(version.uri)), version.uri, conditions, root)
+    return comparison.measure(find_package(registry.download_version(version.uri)), version.uri, conditions, root, afresh)
 
 
 def measure_again(version: ModelVersion, root: Path) -> Remeasurement:
-    """Compare a version's current success with its promotion, over the tasks that were compared then."""
+    """Compare a version's current success, measured now, with its promotion, over the tasks that were compared then."""
     success_at_promotion = {str(row[0]): float(row[3]) for row in json.loads(version.tags.get(TABLE_TAG) or "[]")}
     success_at_promotion.pop(gate.OVERALL, None)
-    measurement = measure_version(version, root, tasks=list(success_at_promotion))
+    measurement = measure_version(version, root, tasks=list(success_at_promotion), afresh=True)
     tasks = [task for task in measurement.trained if task in success_at_promotion]
     if not tasks:
         return Remeasurement(measurement.overall, None, tuple(measurement.trained), CHANGED if success_at_promotion else "")

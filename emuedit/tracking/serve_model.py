@@ -15,7 +15,7 @@ from pathlib import Path
 
 from emuedit.tracking import model_cache, registry
 from emuedit.tracking.registry import MODEL_NAME, RUNS_SCHEME, SCHEME
-from emuedit.tracking.store_address import tracking_uri
+from emuedit.tracking.store_address import TRACKING_URI_ENV, is_server_stopped, tracking_uri
 
 REQUEST_S = 300
 """Default time limit for an answer, in seconds. The server waits 10 s longer before it exits."""
@@ -27,6 +27,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Does not return: the process becomes the server. Raises SystemExit if another program listens at the port."""
     options = _parser().parse_args(arguments)
     _check_port(options.host, options.port)
+    if not os.environ.get(TRACKING_URI_ENV) and is_server_stopped(Path()) and options.model_uri.startswith((SCHEME, RUNS_SCHEME)):
+        raise SystemExit(
+            "serve_model: want the MLflow of `emuedit up` in this folder, got its servers stopped; start them with "
+            f"`uv run emuedit up`, or set {TRACKING_URI_ENV}"
+        )
     import mlflow
     from mlflow.pyfunc import scoring_server
 

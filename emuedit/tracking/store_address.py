@@ -10,6 +10,7 @@ from emuedit.process_identity import start_mark
 TRACKING_URI_ENV = "MLFLOW_TRACKING_URI"
 DATABASE = "mlflow.db"
 """The database in the working folder that is used without a server."""
+STOPPED = f"MLflow: {DATABASE}, since the servers of `emuedit up` in this folder are stopped"
 _SERVERS = Path(".emuedit")  # the default data folder of `emuedit up`
 _VARIABLES = "MLFLOW_"
 
@@ -57,6 +58,4 @@ def use_server() -> str:
         os.environ.update({name: value for name, value in variables.items() if name not in os.environ})
         os.environ[TRACKING_URI_ENV] = variables[TRACKING_URI_ENV]  # it may be set and empty
         return f"MLflow: {variables[TRACKING_URI_ENV]}, the server of `emuedit up` in this folder"
-    if is_server_stopped(Path()):
-        return f"MLflow: {DATABASE}, since the servers of `emuedit up` in this folder are stopped"
-    return ""
+    return STOPPED if is_server_stopped(Path()) else ""

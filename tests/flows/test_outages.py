@@ -36,6 +36,8 @@ def test_a_retrain_trains_without_mlflow_and_sends_its_run_later(
         assert dvc_graph.read(project).stale() == {}
         assert retrain.main([]) == 0, "nothing is trained twice"
         assert "cannot check whether they are registered: MLflow at http" in capsys.readouterr().out
+        assert retrain.main(["--reason", "schedule: weekly"]) == 1, "nobody reads what a scheduled run prints"
+        assert "want to know whether they are registered, got no answer: MLflow at http" in capsys.readouterr().err
         assert cli.main(["sync"]) == 1
         assert "1 runs are pending in .emuedit/unsent-runs" in capsys.readouterr().err
     assert len(run_outbox.entries(project)) == 1

@@ -101,6 +101,17 @@ def test_a_branch_is_made_also_where_nothing_changed(committed: Path, shell: She
     assert shell("git", "rev-parse", "retrained", cwd=committed).strip() == head
 
 
+def test_a_second_clone_goes_on_with_the_branch_of_the_remote(committed: Path, tmp_path: Path, shell: Shell) -> None:
+    """Its first commit began an unrelated branch, which could not be pushed."""
+    commit = shell("git", "rev-parse", "HEAD", cwd=committed).strip()
+    other = shell("git", "commit-tree", "HEAD^{tree}", "-p", "HEAD", "-m", "of another clone", cwd=committed).strip()
+    shell("git", "update-ref", "refs/remotes/origin/retrained", other, cwd=committed)
+    assert publication._tip_elsewhere(committed, "retrained") == other
+    shell("git", "update-ref", "refs/remotes/second/retrained", commit, cwd=committed)
+    assert publication._tip_elsewhere(committed, "retrained") is None, "two remotes, and no way to know which one is meant"
+    assert publication._tip_elsewhere(committed, "other") is None
+
+
 def test_the_branch_that_is_checked_out_is_refused(committed: Path, shell: Shell) -> None:
     branch = shell("git", "branch", "--show-current", cwd=committed).strip()
     with pytest.raises(PublicationError, match="want a branch that is not checked out"):

@@ -128,3 +128,17 @@ def test_a_key_that_prefect_does_not_know_is_an_error(tmp_path: Any) -> None:
     path.write_text(yaml.safe_dump(content))
     with pytest.raises(ValidationError):
         read_automations(path)
+
+
+def test_a_run_that_waits_behind_a_training_is_not_reported_as_late() -> None:
+    """Prefect's default is 15 s, so that every daily check during a training sent an alert."""
+    from prefect.settings import get_current_settings
+
+    server = server_stack._prefect(
+        server_stack.StackLayout(Path(), dict.fromkeys(server_stack.NAMES, 1), None)
+    ).command.environment
+    compose = yaml.safe_load((ROOT / "infra/compose.yaml").read_text())["services"]["prefect"]["environment"]
+    ((name, seconds),) = server_stack.LATE_ENV.items()
+    assert server[name] == compose[name] == seconds
+    field = type(get_current_settings().server.services.late_runs).model_fields["after_seconds"]
+    assert name.lower() in field.validation_alias.choices  # type: ignore[union-attr]

@@ -250,6 +250,8 @@ def test_a_champion_is_measured_again_on_the_tasks_of_its_promotion(
     assert {task for _, task in edited} == set(measured)
     assert (result.tasks, result.success, result.at_promotion) == (measured, 0.0, 1.0 if note else 0.75)
     assert (result.note, result.has_fallen(0.05)) == (note, not note)
+    promote.measure_again(version, workspace)
+    assert len(edited) == 2 * len(measured), "a check that reads its last result notices no change of libraries or machine"
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """A promotion compares again if the champion changed during the comparison, but not forever."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,12 +20,14 @@ class Registry:
     def __init__(self, n_changes: int, accepts: bool) -> None:
         self.n_changes, self.accepts = n_changes, accepts
         self.calls, self.tags = list[str](), dict[str, str]()
+        self.champion: ModelVersion | None = None
 
     def repair(self) -> None:
         self.calls.append("repair")
 
     def compare(self, *arguments: Any) -> Decision:
         self.calls.append("compare")
+        self.champion = arguments[2]
         return Decision(self.accepts, "better" if self.accepts else "worse")
 
     def check_champion(self, *arguments: Any, **options: Any) -> None:
@@ -96,3 +99,32 @@ def test_an_error_of_the_repair_is_not_retried(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(alias_moves.ChampionChangedError, match="move 4"):
         promote_version()
     assert fake.calls == []
+
+
+def test_without_a_champion_the_previous_one_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its version was deleted in MLflow, and any version that was better than no edit became the champion."""
+    fake, previous = install(monkeypatch, 0), ModelVersion(1, "run", {})
+    monkeypatch.setattr(registry, "version_at", lambda alias: previous if alias == "previous" else None)
+    promote_version()
+    assert fake.champion == previous
+    assert fake.tags[promote.AGAINST_TAG] == "1"
+    monkeypatch.setattr(registry, "version_at", lambda alias: ModelVersion(3, "run", {}) if alias == "previous" else None)
+    promote_version()
+    assert fake.champion is None, "no version is compared with itself"
+
+
+@pytest.mark.parametrize("force_reason", ["", "a person wants it"])
+def test_a_version_that_was_replaced_before_its_decision_was_recorded_is_not_promoted_again(
+    force_reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its promotion was killed after the move; a person rolled back, and the next retrain found it without a decision."""
+    fake = install(monkeypatch, 0)
+    move = SimpleNamespace(state="done", champion=3, reason="better")
+    monkeypatch.setattr(alias_moves, "history", lambda: [move])
+    pending = ModelVersion(3, "run", {promote.STATE_TAG: promote.PENDING})
+    outcome = promote.promote(pending, Path(), Path(), force_reason=force_reason)
+    assert outcome.decision.promote == bool(force_reason)
+    assert fake.tags[promote.STATE_TAG] == promote.PROMOTED
+    assert ("compare" in fake.calls) == bool(force_reason)
+    if not force_reason:
+        assert fake.tags[promote.REASON_TAG] == "better; it was the champion, and was replaced"

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from emuedit import cli
+from emuedit.editor import package_folder
 from emuedit.operations.servers import server_control
 from emuedit.operations.servers.background_process import ProcessRecord
 from emuedit.process_identity import start_mark
-from emuedit.tracking import moved_store, store_address
+from emuedit.tracking import moved_store, serve_model, store_address
 from flows import retrain
 
 URL = "http://127.0.0.1:9"
@@ -87,3 +88,19 @@ def test_the_paths_of_a_file_that_is_not_used_do_not_matter(empty_folder: Path, 
         moved_store.check(empty_folder)
     write_server(empty_folder, start_mark(os.getpid()))
     moved_store.check(empty_folder)
+
+
+def test_a_stopped_server_is_named_by_those_who_open_the_champion(
+    empty_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An old champion of mlflow.db was edited with and served, under the name of the champion."""
+    (empty_folder / ".emuedit").mkdir(exist_ok=True)
+    (empty_folder / ".emuedit/ports.json").write_text("{}")
+    (empty_folder / "mlflow.db").touch()
+    monkeypatch.chdir(empty_folder)
+    monkeypatch.setattr("emuedit.tracking.service_errors.check", lambda: None)
+    monkeypatch.setattr("emuedit.tracking.registry.version_at", lambda alias: None)
+    assert package_folder.find_champion() is None
+    assert capsys.readouterr().err == f"{store_address.STOPPED}\n"
+    with pytest.raises(SystemExit, match=r"want the MLflow of `emuedit up` in this folder, got its servers stopped"):
+        serve_model.main(["--host", "127.0.0.1", "--port", "0"])

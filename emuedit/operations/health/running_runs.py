@@ -37,14 +37,18 @@ class RunningRun:
 
 
 def check_runs(runs: list[RunningRun]) -> Iterator[Finding]:
-    """Warn about runs of this folder without a process, and about runs older than a day."""
+    """Warn about runs of this folder without a process, and about runs of other folders older than a day."""
     here = workspace(Path.cwd())
     is_busy = _flow_runs_here()
     orphaned = [run.run_id for run in runs if run.workspace == here and not is_busy]
-    old = [run.run_id for run in runs if run.run_id not in orphaned and time.time() - run.started_s > _OLD_S]
+    others = [run for run in runs if run.workspace != here]  # a training of photographs takes days
+    old = [run.run_id for run in others if time.time() - run.started_s > _OLD_S]
     detail = f"{len(runs)} listed as running, {len(orphaned)} of them without a process, {len(old)} for over a day"
     examples = f", such as {(orphaned + old)[0]}" if orphaned or old else ""
-    fix = "the next retrain here closes those without a process; for others: MlflowClient().set_terminated(run_id, 'KILLED')"
+    fix = (
+        "the next retrain here closes those without a process; for others, if their process is gone: "
+        "MlflowClient().set_terminated(run_id, 'KILLED')"
+    )
     yield Finding("MLflow runs", "warn" if orphaned or old else "pass", detail + examples, fix)
 
 

@@ -17,7 +17,8 @@ from emuedit.tracking import store_address
 from emuedit.tracking.service_errors import hide_password
 
 _ANSWER_S = 10.0  # a slower server counts as unreachable
-_PENDING, _RUNNING = timedelta(minutes=40), timedelta(hours=24)  # infra/prefect/automations.yaml
+_PENDING = timedelta(minutes=40)  # infra/prefect/automations.yaml
+_RUNNING = timedelta(days=3)  # as the Job of a retrain in infra/k8s; a training of photographs takes days
 _MAX_SKEW_S = 60.0
 _PROXIED = ("MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD", "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD")
 _JOBS = "MLFLOW_SERVER_ENABLE_JOB_EXECUTION"
@@ -122,7 +123,7 @@ def _job_finding(uri: str) -> Iterator[Finding]:
 
 
 def _flow_runs(api: str) -> Iterator[Finding]:
-    """Flow runs that hold a slot: PENDING for over 40 minutes, RUNNING or with a pod that waits for a machine for over a day."""
+    """Flow runs that hold a slot: PENDING for over 40 minutes, RUNNING or with a pod that waits for three days."""
     payload = {"flow_runs": {"state": {"type": {"any_": ["RUNNING", "PENDING"]}}}, "limit": 200}
     answer = ask(f"{api}/flow_runs/filter", _ANSWER_S, payload, _prefect_account())
     if not answer.is_success:
@@ -134,7 +135,7 @@ def _flow_runs(api: str) -> Iterator[Finding]:
     detail = f"{len(runs)} pending or running, {len(old)} of them for too long"
     if old:
         detail += f", such as {old[0]['name']} ({old[0]['state_type']} for {_age(old[0])})"
-    fix = "uv run prefect flow-run cancel <id>; apply infra/prefect/automations.yaml, see docs/operations.md"
+    fix = "without a process: uv run prefect flow-run cancel <id>; apply infra/prefect/automations.yaml, see docs/operations.md"
     yield Finding("flow runs", "warn" if old else "pass", detail, fix)
 
 

@@ -26,6 +26,8 @@ WORKER_LIMIT = "2"
 """Maximum number of a worker's runs: one of the pool's default queue, which uses the folder, and one rollback."""
 HEARTBEAT_ENV = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
 """For all processes that may run a flow: infra/prefect/automations.yaml waits 90 s, and Prefect's default is 180 s."""
+LATE_ENV = {"PREFECT_SERVER_SERVICES_LATE_RUNS_AFTER_SECONDS": "21600"}
+"""For the Prefect server: a run that waits behind a training is not late after 15 s, which is Prefect's default."""
 LEASES_ENV = "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"
 """Where a Prefect server stores which slots are in use, and until when."""
 _ADDRESSES = ("MLFLOW_TRACKING_URI", "PREFECT_API_URL")
@@ -155,6 +157,7 @@ def _prefect(layout: StackLayout) -> Service:
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": uri,
         # in PREFECT_HOME; by default in memory, so that a restart of the server would leave slots of GPU_LIMIT occupied forever
         LEASES_ENV: "prefect.server.concurrency.lease_storage.filesystem",
+        **LATE_ENV,
     }
     command = BackgroundCommand("prefect", arguments, environment, url, needs=[LEASES_ENV])
     return Service(command, lambda: ask(f"{url}/api/health", _PROBE_S).is_success, start_s=300.0)

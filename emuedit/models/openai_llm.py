@@ -186,10 +186,15 @@ def _completions_url(base_url: str) -> str:
 
 
 def _without_patterns(schema: Any) -> Any:
-    """A JSON Schema without the keyword `pattern`: llama.cpp, Ollama and OpenAI refuse requests with some or all patterns."""
+    """A JSON Schema that endpoints accept: llama.cpp, Ollama and OpenAI refuse requests with some or all patterns, and Gemini an
+    `enum` with an empty text."""
     if isinstance(schema, dict):
-        return {key: _without_patterns(value) for key, value in schema.items() if key != "pattern" or not isinstance(value, str)}
+        return {key: _without_patterns(value) for key, value in schema.items() if not _is_refused(key, value)}
     return [_without_patterns(value) for value in schema] if isinstance(schema, list) else schema
+
+
+def _is_refused(keyword: str, value: Any) -> bool:
+    return (keyword == "pattern" and isinstance(value, str)) or (keyword == "enum" and value == [""])
 
 
 def _status_hint(error: urllib.error.HTTPError, payload: dict[str, Any]) -> str:

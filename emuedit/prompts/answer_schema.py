@@ -31,6 +31,12 @@ _REFUSED_INSTRUCTION = re.compile(
 )
 """What an LLM cannot do, and apologies. Instructions may begin with what their author cannot see: "I can't see the faces, ...".
 """
+_REQUEST = re.compile(
+    r"(?:[,;.]|\b(?:but|so|and|please)\b)\s*(?!(?:but|so|and|please|i|it|this|that|there|as|because|since|no|not|you)\b|"
+    r"the (?:caption|image|picture|photo\w*|scene|request|instruction|task)\b)\w+['’]?\w*\s+\w+",
+    re.IGNORECASE,
+)
+"""What follows the beginning of a wish, such as ", please put a box around it"; not the reason of a refusal."""
 _START_OF_THOUGHTS = ("<think>", "[THINK]", "<seed:think>")
 _END_OF_THOUGHTS = re.compile(r"</(?:seed:)?think>|\[/THINK\]")
 """Around what a reasoning model writes before its answer (Qwen and DeepSeek, Mistral, Seed), which may contain JSON objects. The
@@ -103,6 +109,11 @@ def answer_schema(task: str, choices: tuple[str, ...] = ()) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": list(ANSWER_KEYS), "additionalProperties": False}
 
 
+def without_thoughts(text: str) -> str:
+    """An answer without the thoughts of a reasoning model before it."""
+    return _END_OF_THOUGHTS.split(text)[-1]
+
+
 def parse_answer(
     text: str, question: Question, max_words: int, choices: tuple[str, ...] = (), *, is_cut: bool = False
 ) -> ProposedEdit:
@@ -125,6 +136,9 @@ def parse_answer(
     for key, need in needs.items():
         if need == "required" and not values[key]:
             raise AnswerError("empty", f"the value of {key!r} is empty; the task {question.task!r} needs it")
+    values["edited_object"] = {choice.casefold(): choice for choice in choices}.get(
+        values["edited_object"].casefold(), values["edited_object"]
+    )
     if choices and values["edited_object"] not in choices:
         raise AnswerError(
             "unknown_choice", f"'edited_object' must be one of {', '.join(choices)}; got {values['edited_object']!r}"
@@ -157,7 +171,7 @@ def _texts_of(answer: dict[str, Any]) -> dict[str, str]:
 def _check_refusal(instruction: str) -> None:
     if _CANNOT_EDIT.match(instruction):
         raise AnswerError("refused", instruction, final=True)
-    if _REFUSED_INSTRUCTION.match(instruction):
+    if _REFUSED_INSTRUCTION.match(instruction) and not _REQUEST.search(instruction):
         raise AnswerError(
             "refused",
             f"'instruction' must be an edit that somebody asks for, got {instruction[:80]!r}; begin it with "

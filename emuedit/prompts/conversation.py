@@ -18,11 +18,14 @@ from emuedit.prompts.answer_schema import (
     Direction,
     Question,
     parse_answer,
+    without_thoughts,
 )
 from emuedit.runtime import rng
 from emuedit.tasks import TASKS, get_task
 
 _MAX_EXEMPLAR_WORDS = 20
+_MAX_QUOTED_CHARS = 1500
+"""Of an unusable answer; a usable one is shorter."""
 _ANSWER_FORMAT = f"""
 You are given a JSON object with a task and the caption of a photograph. Think of one edit of that photograph and answer with
 one JSON object and nothing else. Its keys, each with a text:
@@ -89,9 +92,17 @@ class TaskPrompt(config.Params):
 
 
 def retry_conversation(messages: list[Message], answer: str, error: AnswerError, question: Question) -> list[Message]:
-    """The conversation after an unusable answer: it states the error and ends in the question again."""
+    """The conversation after an unusable answer: it states the error and ends in the question again.
+
+    Thoughts are left out, and the answer is cut, since every token is paid for. Endpoints refuse an empty message: of an empty
+    answer, only the complaint is added, to the last message, since roles have to alternate.
+    """
     complaint = f"That cannot be used: {error}. Answer again, with one JSON object and nothing else.\n{question}"
-    return [*messages, {"role": "assistant", "content": answer}, {"role": "user", "content": complaint}]
+    quoted = without_thoughts(answer).strip()[:_MAX_QUOTED_CHARS]
+    if not quoted:
+        *earlier, last = messages
+        return [*earlier, {**last, "content": f"{last['content']}\n\n{complaint}"}]
+    return [*messages, {"role": "assistant", "content": quoted}, {"role": "user", "content": complaint}]
 
 
 def load_task_prompt(folder: str | Path, task: str) -> TaskPrompt:

@@ -27,7 +27,6 @@ from emuedit.models.answer_cache import CachingLLM
 from emuedit.models.failure_limit import FailureLimit
 from emuedit.models.language_model import LLM, CutAnswerError, LLMError, LLMRefusalError, Message
 from emuedit.models.llm_loading import FACTORY_SPEC, is_local, load_llm
-from emuedit.models.local_llm import LocalLLM
 from emuedit.models.openai_llm import EndpointSettings
 from emuedit.progress import Progress, waiting
 from emuedit.prompts.answer_schema import AnswerError, Question, answer_schema, parse_answer
@@ -263,11 +262,10 @@ def _load_llm(params: InstructionsParams, spec: str, runtime: Runtime | None) ->
     """runtime: of a chat model on this machine."""
     if runtime is None:
         return load_llm(spec, endpoint=params.endpoint)
-    with waiting(f"loading {params.world.llm}"):
-        llm = load_llm(spec, runtime.device, runtime.torch_dtype)
-    if isinstance(llm, LocalLLM) and params.concurrency > 1:
+    if params.concurrency > 1:
         raise InstructionsError(f"want concurrency 1 for a model on this machine, got {params.concurrency}; its seed is global")
-    return llm
+    with waiting(f"loading {params.world.llm}"):
+        return load_llm(spec, runtime.device, runtime.torch_dtype)
 
 
 def _factory_files(spec: str) -> list[str]:

@@ -42,7 +42,7 @@ class InversionParams(InversionSettings):
     device: Device = "auto"
     """Device: auto, cpu, cuda or mps."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Number format of the network's computations: auto, float32 or bfloat16 (autocast)."""
+    """Number format of the network's computations: auto, float32 or bfloat16; what is learned is float32."""
     settings: EditSettings = EditSettings()
     """Settings of the edits of the held-out examples, on which the task's change threshold is chosen."""
 

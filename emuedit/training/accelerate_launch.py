@@ -83,6 +83,11 @@ def _check_fsdp(options: Mapping[str, Any], file: Path) -> None:
             f"want fsdp_activation_checkpointing false in {file}, got {options['activation_checkpointing']}, which renames "
             "weights; set it to false, and train.gradient_checkpointing to true"
         )
+    if str(options.get("offload_params", False)).lower() != "false":
+        raise LaunchConfigError(
+            f"want fsdp_offload_params false in {file}, got {options['offload_params']}: the held-out loss and previews would "
+            "run on the CPU; set it to false"
+        )
 
 
 def run_accelerate(config: Path, work: Callable[..., object], *args: Any) -> None:

@@ -67,9 +67,14 @@ class TrainingProcesses:
 def n_processes(requested: int, batch_size: int, device: str) -> int:
     """Number of processes: `requested`, or for 0 the most cores (CPU) or GPUs (cuda) that split the batch evenly.
 
-    Raises ValueError if they cannot split the batch evenly.
+    Raises ValueError if they cannot split the batch evenly, and for more processes than GPUs.
     """
     available = {"cpu": available_cores(), "cuda": torch.cuda.device_count()}.get(device, 1)
+    if device.startswith("cuda") and requested > available:
+        raise ValueError(
+            f"want at most {available} processes on {device}, got {requested}; lower train.processes"
+            + ("" if device == "cuda" else ", or set train.device to cuda")
+        )
     n = requested or max(n for n in range(1, max(1, available) + 1) if batch_size % n == 0)
     shard(batch_size, 0, n)
     return n

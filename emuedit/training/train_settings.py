@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -19,6 +19,8 @@ NEW_WEIGHTS = (*(f"net.unet.{layer}." for layer in LAYERS_WITH_NEW_INPUTS), "net
 """Prefixes of parameters that are new or have new inputs, compared with the base model."""
 BY_REGION = {"mask_balance": 0.0, "background_weight": 1.0, "change_loss_weight": 0.0, "change_mask_balance": 0.0}
 """Loss weights that need a change-mask head, and the values at which they have no effect."""
+_NO_MIN_SNR = "set train.min_snr_gamma to null (a preset may have set it)"
+TaskWeight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class TrainSettings(config.Params):
@@ -86,8 +88,8 @@ class TrainSettings(config.Params):
     """D_v, the width of a task embedding. Ours; the paper's is unknown."""
     task_balance: float = Field(0.5, ge=0, le=1)
     """Tasks are sampled in proportion to (their pairs)^task_balance: 0: uniformly, 1: by frequency."""
-    task_weights: dict[str, float] = Field(default={})
-    """Task -> factor of its sampling rate, default 1."""
+    task_weights: dict[str, TaskWeight] = Field(default={})
+    """Task -> factor of its sampling rate, default 1. To leave a task out, leave it out of `instructions.tasks`."""
     replay_share: float = Field(0.2, ge=0, lt=1)
     """Share of replayed pairs in the samples, when continuing an editor with a replay sample (`replay/`). Ours."""
     start_share: float = Field(0.0, ge=0, lt=1)
@@ -104,7 +106,7 @@ class TrainSettings(config.Params):
     loss_weights: LossWeights = LossWeights()
     """Weights of the parts of the loss."""
     held_out_share: float = Field(0.05, ge=0, lt=1)
-    """Share of captions whose pairs are held out."""
+    """Share of images whose pairs are held out: of captions, or of the user's own images."""
     eval_every_steps: int = Field(100, ge=1)
     """Steps between evaluations of the held-out loss; it is also evaluated after the last step."""
     log_every_steps: int = Field(10, ge=1)
@@ -117,8 +119,10 @@ class TrainSettings(config.Params):
 
     @model_validator(mode="after")
     def _check_min_snr(self) -> Self:
-        if self.zero_terminal_snr or self.objective == "flow":
-            self.refuse_min_snr("zero_terminal_snr" if self.zero_terminal_snr else "objective flow")
+        if self.zero_terminal_snr:
+            self.check_pure_noise_step("zero_terminal_snr")
+        elif self.objective == "flow":
+            refuse_min_snr(self.min_snr_gamma, "objective flow", _NO_MIN_SNR)
         return self
 
     @classmethod
@@ -126,9 +130,14 @@ class TrainSettings(config.Params):
         """A section merged over its preset. Raises ParamsError for an unknown preset."""
         return with_preset(values)
 
-    def refuse_min_snr(self, setting: str) -> None:
-        """Raise ValueError if min-SNR weights timesteps although, with this `setting`, the last one is pure noise."""
-        refuse_min_snr(self.min_snr_gamma, setting, "set train.min_snr_gamma to null (a preset may have set it)")
+    def check_pure_noise_step(self, setting: str) -> None:
+        """Raise ValueError if the last timestep, which is pure noise with this `setting`, has no weight or is never drawn."""
+        refuse_min_snr(self.min_snr_gamma, setting, _NO_MIN_SNR)
+        if self.loss_weights.timestep_sampling == "logit_normal":
+            raise ValueError(
+                f"want timestep_sampling power with {setting}, got logit_normal: it draws 1 of 240,000 timesteps from the last "
+                "hundredth, with which every edit starts; remove it"
+            )
 
     def ignored_loss_weights(self) -> dict[str, float]:
         """The loss weights by region that have no effect, because there is no change-mask head."""

@@ -44,7 +44,7 @@ class TrainableEditor(nn.Module):
             parts.scheduler, settings.objective, settings.zero_terminal_snr
         )
         if objective.ends_in_noise(parts.scheduler):
-            settings.refuse_min_snr("the noise schedule of the start, which ends in pure noise")
+            settings.check_pure_noise_step("the noise schedule of the start, which ends in pure noise")
 
     @property
     def device(self) -> torch.device:

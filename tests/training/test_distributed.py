@@ -157,6 +157,14 @@ def test_processes_that_cannot_split_the_batch_are_refused() -> None:
         n_processes(3, 16, "cpu")
 
 
+def test_more_processes_than_gpus_are_refused_before_anything_is_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    with pytest.raises(ValueError, match=r"want at most 4 processes on cuda, got 8; lower train.processes$"):
+        n_processes(8, 16, "cuda")
+    with pytest.raises(ValueError, match=r"want at most 1 processes on cuda:1, got 2; .*, or set train.device to cuda"):
+        n_processes(2, 16, "cuda:1")
+
+
 @pytest.mark.parametrize(
     ("batch_size", "accumulation_steps", "world_size", "want"),
     [

@@ -82,3 +82,18 @@ def test_every_setting_has_a_line_of_documentation() -> None:
 def test_the_schedule_is_that_of_the_settings(decay: Decay) -> None:
     changes = {"steps": 100, "warmup_steps": 10, "decay_share": 0.4, "lr": 0.5, "decay": decay}
     assert SETTINGS.model_copy(update=changes).schedule == LrSchedule(100, 0.5, 10, 0.4, decay)
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_task_weight_is_positive_and_finite(weight: float) -> None:
+    """A task of weight 0 was never drawn, and was published as a trained one."""
+    with pytest.raises(ValidationError, match=r"task_weights\.text"):
+        TrainSettings(steps=1, batch_size=1, lr=1.0, task_weights={"text": weight})
+
+
+def test_the_pure_noise_step_is_drawn() -> None:
+    """Of 240,000 logit-normal timesteps, none was the last one, with which every edit starts after zero terminal SNR."""
+    settings = {"steps": 1, "batch_size": 1, "lr": 1.0, "zero_terminal_snr": True, "objective": "v_prediction"}
+    with pytest.raises(ValidationError, match="want timestep_sampling power with zero_terminal_snr, got logit_normal"):
+        TrainSettings.model_validate(settings | {"loss_weights": {"timestep_sampling": "logit_normal"}})
+    TrainSettings.model_validate(settings)

@@ -16,6 +16,7 @@ import os
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,8 +39,6 @@ _ARRIVAL, _CLIENT_GONE = "emuedit_arrival_s", "emuedit_client_gone"
 """Names of the context variables of `flows.serving_app`, which is not stored with the model, so they are looked up by name."""
 _WAIT_S = 0.5
 """How often a request that waits for its turn looks whether its client has gone."""
-_EDITS = threading.BoundedSemaphore(2)
-"""One edit is in the network and one before or after it. Others wait here, where they can give up, not for the network's lock."""
 _MAX_RESOLUTION_RATIO = 2
 """Clients may set `resolution` to at most this many times that of the editor, as the memory of an edit grows with it. Ours."""
 _LOGGER = logging.getLogger(__name__)
@@ -115,7 +114,7 @@ class EditorModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow is
         source = image_io.read_image(content)
         self._check_resolution(source.pixels.shape[:2], settings.resolution)
         task = _task(row.get("task"))
-        with _place_among_edits(limit):
+        with _EDITS.place(limit):
             arguments = ([instruction], None if task is None else [task], settings, lambda _: limit.check())
             (turn,) = self.editor.edit_turns(source.pixels, *arguments)
         choice = turn.choice
@@ -167,15 +166,36 @@ class _RequestLimit:
             raise MlflowException(message, error_code=TEMPORARILY_UNAVAILABLE)
 
 
-@contextmanager
-def _place_among_edits(limit: _RequestLimit) -> Iterator[None]:
-    """Wait for one of the places of `_EDITS`, as long as anybody waits for the answer."""
-    while not _EDITS.acquire(timeout=max(0.0, min(_WAIT_S, limit.deadline_s - time.monotonic()))):
-        limit.check()
-    try:
-        yield
-    finally:
-        _EDITS.release()
+class _Places:
+    """Places for n edits, given in the order of arrival."""
+
+    def __init__(self, n: int) -> None:
+        self._n_free, self._waiting, self._changed = n, deque[object](), threading.Condition()
+
+    @contextmanager
+    def place(self, limit: _RequestLimit) -> Iterator[None]:
+        """Wait for a place, as long as anybody waits for the answer."""
+        turn = object()
+        with self._changed:
+            self._waiting.append(turn)
+            try:
+                while not self._n_free or self._waiting[0] is not turn:
+                    self._changed.wait(max(0.0, min(_WAIT_S, limit.deadline_s - time.monotonic())))
+                    limit.check()
+                self._n_free -= 1
+            finally:
+                self._waiting.remove(turn)
+                self._changed.notify_all()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._n_free += 1
+                self._changed.notify_all()
+
+
+_EDITS = _Places(2)
+"""One edit is in the network and one before or after it. Others wait here, where they can give up, not for the network's lock."""
 
 
 def _is_server() -> bool:

@@ -57,6 +57,8 @@ class _Body:
 
     def __init__(self, receive: Receive, is_json: bool, client_gone: threading.Event) -> None:
         self.refusal: Refusal | None = None
+        self.is_cut = False
+        """Whether the client has gone before it sent everything."""
         self._receive, self._is_json, self._client_gone = receive, is_json, client_gone
         self._n_bytes, self._is_blank = 0, True
         self._disconnect: asyncio.Task[Any] | None = None
@@ -66,11 +68,13 @@ class _Body:
         if self._disconnect is not None:
             return await asyncio.shield(self._disconnect)
         message = await self._receive()
+        self.is_cut = message["type"] == "http.disconnect"
         part = message.get("body", b"")
         self._count(len(part))
         if self._is_json and self._is_blank and (start := part.lstrip(b" \t\r\n\xef\xbb\xbf")[:1]):
             self._is_blank = False
-            self.refusal = self.refusal or (None if start == b"{" else NO_JSON)
+            if start != b"{" and self.refusal is None:
+                self._refuse(NO_JSON)
         if self.refusal is not None:
             return {"type": "http.disconnect"}
         if message["type"] == "http.request" and not message.get("more_body", False):
@@ -84,13 +88,21 @@ class _Body:
         self._count(-self._n_bytes)
 
     def _count(self, n_bytes: int) -> None:
+        """Count bytes of an open request. A refused one gives its place back at once, so that no other is refused for it."""
         global _n_open_bytes
+        if self.refusal is not None:
+            return
         self._n_bytes += n_bytes
         _n_open_bytes += n_bytes
         if self._n_bytes > MAX_BODY_BYTES:
-            self.refusal = TOO_LARGE
-        elif _n_open_bytes > max(MAX_OPEN_BYTES, self._n_bytes):
-            self.refusal = TOO_MANY
+            self._refuse(TOO_LARGE)
+        elif n_bytes > 0 and _n_open_bytes > max(MAX_OPEN_BYTES, self._n_bytes):
+            self._refuse(TOO_MANY)
+
+    def _refuse(self, refusal: Refusal) -> None:
+        global _n_open_bytes
+        _n_open_bytes -= self._n_bytes
+        self.refusal, self._n_bytes = refusal, 0
 
     async def _wait_for_disconnect(self) -> Any:
         message = await self._receive()
@@ -122,7 +134,7 @@ async def app(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> 
     try:
         await scoring_server(scope, body.receive, send_part)
     except Exception:
-        if body.refusal is None:
+        if body.refusal is None and not body.is_cut:
             raise
     finally:
         body.close()

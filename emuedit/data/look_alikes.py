@@ -16,6 +16,8 @@ SHAPE = (16, 16, 3)
 """Of a thumbnail."""
 EQUAL_LEVELS = 8
 """Largest difference (of 255) of thumbnails of images that look equal. Ours."""
+EXACT_LEVELS = 2
+"""The same for images of nearly one colour, of which others look alike. Ours."""
 _FEWEST_DISTINCT = 1 / 8
 """Share of a thumbnail. Ours."""
 COPY_LEVELS = 24

@@ -28,20 +28,23 @@ _ROWS_PER_READ = 64
 def find_copies(benchmark: Path, shards: Mapping[Path, str], cache: Path) -> npt.NDArray[np.bool_]:
     """Which pairs have an image or a result of the benchmark as source or target image; bool [N], in the shards' order.
 
-    Images are compared whole and as centre squares, see `look_alikes`. Images of nearly one colour match nothing, such as a pose
-    on black, and neither do damaged ones, which the stage validation reports. `benchmark`: a folder. `shards`: file of pairs ->
-    hash of its content. The answers are stored in the folder `cache`, so the images of a shard are decoded once.
-    Raises TableError or ImageError for a table or an image of the benchmark that cannot be read.
+    Images are compared whole and as centre squares, see `look_alikes`. Of benchmark images of nearly one colour, such as a pose
+    on black or a small product on white, only nearly exact copies are found, since others look like them. Damaged images match
+    nothing; the stage validation reports them. `benchmark`: a folder. `shards`: file of pairs -> hash of its content. The answers
+    are stored in the folder `cache`, so the images of a shard are decoded once. Raises TableError or ImageError for a table or an
+    image of the benchmark that cannot be read.
     """
     images = _images_of(benchmark)
     code = (__file__, str(look_alikes.__file__))
     stored = cache_folder(cache, content_key({}, *images, *code, label="dataset: hash the benchmark"))
     files = {shard: stored / f"{digest}.npy" for shard, digest in shards.items()}
     if new := [shard for shard, file in files.items() if not file.exists()]:
-        views = np.concatenate(list(map_in_threads(_read_views, images)))
+        views = np.concatenate([_no_views(), *map_in_threads(_read_views, images)])
+        is_uniform = np.array([look_alikes.is_nearly_uniform(view) for view in views], bool)
+        levels = {look_alikes.COPY_LEVELS: views[~is_uniform], look_alikes.EXACT_LEVELS: views[is_uniform]}
         with Progress("dataset: compare with the benchmark", len(new), "shard") as progress:
             for shard in new:
-                is_copy = [np.zeros(0, bool), *(_has_copy(rows, views) for rows in _read_pairs(shard))]
+                is_copy = [np.zeros(0, bool), *(_has_copy(rows, levels) for rows in _read_pairs(shard))]
                 with replacing(files[shard]) as partial, partial.open("wb") as stream:
                     np.save(stream, np.concatenate(is_copy))
                 progress.advance()
@@ -55,8 +58,7 @@ def _images_of(benchmark: Path) -> list[Path]:
 
 
 def _read_views(file: Path) -> Pixels:
-    views = _views(image_io.read_image(file).pixels)
-    return views[[not look_alikes.is_nearly_uniform(view) for view in views]]
+    return _views(image_io.read_image(file).pixels)
 
 
 def _views(pixels: Pixels) -> Pixels:
@@ -71,10 +73,13 @@ def _read_pairs(shard: Path) -> Iterator[list[tuple[bytes, bytes]]]:
         yield [(row["source"]["bytes"], row["target"]["bytes"]) for row in rows.to_pylist()]
 
 
-def _has_copy(pairs: list[tuple[bytes, bytes]], views: Pixels) -> npt.NDArray[np.bool_]:
-    """Whether the source or the target of each pair looks like one of the views [V, 16, 16, 3] in one of its own."""
+def _has_copy(pairs: list[tuple[bytes, bytes]], levels: Mapping[int, Pixels]) -> npt.NDArray[np.bool_]:
+    """Whether the source or the target of each pair looks like one of the views in one of its own.
+
+    levels: largest difference -> the views [V, 16, 16, 3] that are compared with it.
+    """
     decoded = map_in_threads(_decode_views, [png for pair in pairs for png in pair])
-    is_copy = [look_alikes.match(own_views, views, look_alikes.COPY_LEVELS).any() for own_views in decoded]
+    is_copy = [any(look_alikes.match(pair, views, most).any() for most, views in levels.items()) for pair in decoded]
     return np.asarray(np.array(is_copy, bool).reshape(len(pairs), 2).any(1))
 
 
@@ -83,4 +88,8 @@ def _decode_views(png: bytes) -> Pixels:
     try:
         return _views(decode_png(png))
     except PngError:
-        return np.zeros((0, *look_alikes.SHAPE), np.uint8)
+        return _no_views()
+
+
+def _no_views() -> Pixels:
+    return np.zeros((0, *look_alikes.SHAPE), np.uint8)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -130,23 +131,24 @@ def with_tasks(conditions: ComparisonConditions, tasks: Sequence[str]) -> Compar
 def measure(package: Path, name: str, conditions: ComparisonConditions, root: Path, afresh: bool = False) -> Measurement:
     """Measure the editor of a package on the edits. Tasks measured before with the same bytes and code are not run again.
 
-    afresh: run all, and replace earlier results: libraries, drivers and the machine may have changed.
+    afresh: run all, and store nothing: libraries, drivers and the machine may have changed.
     """
     conditions_key = conditions.key(root)
-    folder = root / _CACHE / content_key({"items": conditions_key}, *_package_files(package))
-    if afresh:
-        shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    os.utime(folder)  # its last use, for `_prune`
     source = benchmark.load(conditions.benchmark, conditions.device)
-    if not afresh:
-        _adopt_evaluation(root, package, conditions, folder, source)
-    systems = Systems(package, conditions.settings, Runtime.choose(conditions.device, conditions.dtype))
-    shards = _evaluate(name, systems, conditions, folder, source)
-    _prune(root / _CACHE, folder)
+    with contextlib.ExitStack() as stack:
+        if afresh:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        else:
+            folder = root / _CACHE / content_key({"items": conditions_key}, *_package_files(package))
+            folder.mkdir(parents=True, exist_ok=True)
+            os.utime(folder)  # its last use, for `_prune`
+            _adopt_evaluation(root, package, conditions, folder, source)
+            stack.callback(_prune, root / _CACHE, folder)
+        systems = Systems(package, conditions.settings, Runtime.choose(conditions.device, conditions.dtype))
+        shards = _evaluate(name, systems, conditions, folder, source)
+        records = [(task, read_shard(path, EvalRecord)) for task, path in shards.items()]
     size = sum(file.stat().st_size for file in _package_files(package))
     note = benchmark.describe_judge(source, conditions.tasks, conditions.split)
-    records = ((task, read_shard(path, EvalRecord)) for task, path in shards.items())
     return replace(_summarise(name, records, conditions_key), size_bytes=size, note=note)
 
 

@@ -160,7 +160,7 @@ def _promote_once(version: ModelVersion, root: Path, package: Path, section: str
 def _was_replaced(version: ModelVersion) -> bool:
     """Whether a process that was killed before it recorded its decision made a version the champion, which it is no more."""
     return version.tags.get(STATE_TAG) == PENDING and any(
-        move.state == DONE and move.champion == version.number for move in alias_moves.history()
+        (move.state, move.kind, move.champion) == (DONE, "promotion", version.number) for move in alias_moves.history()
     )
 
 

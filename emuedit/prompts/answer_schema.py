@@ -32,11 +32,12 @@ _REFUSED_INSTRUCTION = re.compile(
 """What an LLM cannot do, and apologies. Instructions may begin with what their author cannot see: "I can't see the faces, ...".
 """
 _REQUEST = re.compile(
-    r"(?:[,;.]|\b(?:but|so|and|please)\b)\s*(?!(?:but|so|and|please|i|it|this|that|there|as|because|since|no|not|you)\b|"
-    r"the (?:caption|image|picture|photo\w*|scene|request|instruction|task)\b)\w+['’]?\w*\s+\w+",
+    r"(?:[,;.:]|\b(?:but|so|and)\b)\s*(?:please\s+|so\s+|and\s+)*(?:add|blur|box|brighten|change|circle|clear|colou?r|cover|darken|"
+    r"delete|draw|erase|frame|get rid|give|highlight|hide|lighten|make|mark|outline|point|put|recolou?r|remove|replace|"
+    r"segment|sharpen|show|swap|take|turn)\b",
     re.IGNORECASE,
 )
-"""What follows the beginning of a wish, such as ", please put a box around it"; not the reason of a refusal."""
+"""The request that follows the beginning of a wish: "I can't find the dog, please put a box around it"."""
 _START_OF_THOUGHTS = ("<think>", "[THINK]", "<seed:think>")
 _END_OF_THOUGHTS = re.compile(r"</(?:seed:)?think>|\[/THINK\]")
 """Around what a reasoning model writes before its answer (Qwen and DeepSeek, Mistral, Seed), which may contain JSON objects. The

@@ -67,17 +67,20 @@ class TrainingProcesses:
 def n_processes(requested: int, batch_size: int, device: str) -> int:
     """Number of processes: `requested`, or for 0 the most cores (CPU) or GPUs (cuda) that split the batch evenly.
 
-    Raises ValueError if they cannot split the batch evenly, and for more processes than GPUs.
+    Raises ValueError if they cannot split the batch evenly.
     """
     available = {"cpu": available_cores(), "cuda": torch.cuda.device_count()}.get(device, 1)
-    if device.startswith("cuda") and requested > available:
-        raise ValueError(
-            f"want at most {available} processes on {device}, got {requested}; lower train.processes"
-            + ("" if device == "cuda" else ", or set train.device to cuda")
-        )
     n = requested or max(n for n in range(1, max(1, available) + 1) if batch_size % n == 0)
     shard(batch_size, 0, n)
     return n
+
+
+def check_gpus(requested: int, device: str) -> None:
+    """Raise ValueError for more processes than GPUs of this machine, before anything is encoded."""
+    n_gpus = torch.cuda.device_count() if device == "cuda" else 1
+    if device.startswith("cuda") and requested > n_gpus:
+        advice = "" if device == "cuda" else ", or set train.device to cuda"
+        raise ValueError(f"want at most {n_gpus} processes on {device}, got {requested}; lower train.processes{advice}")
 
 
 def shard(n: int, rank: int, world_size: int) -> slice:

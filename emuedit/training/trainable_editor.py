@@ -43,7 +43,7 @@ class TrainableEditor(nn.Module):
         parts.scheduler = parts.pipeline.scheduler = objective.configure_scheduler(
             parts.scheduler, settings.objective, settings.zero_terminal_snr
         )
-        if objective.ends_in_noise(parts.scheduler):
+        if objective.ends_in_noise(parts.scheduler) and settings.objective != "flow":  # its own rules are those of the settings
             settings.check_pure_noise_step("the noise schedule of the start, which ends in pure noise")
 
     @property

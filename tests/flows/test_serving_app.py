@@ -134,6 +134,21 @@ def test_open_requests_have_a_limit_together(app: Callable[..., Any], monkeypatc
     assert ask(app, HEADERS, [make_body(80)])[0] == [200], "a single request is always accepted"
 
 
+def test_one_request_too_many_is_refused_and_those_before_it_are_not(
+    app: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serving_app = sys.modules["flows.serving_app"]
+    monkeypatch.setattr(serving_app, "MAX_OPEN_BYTES", 200)
+    bodies = [serving_app._Body(None, True, threading.Event()) for _ in range(3)]
+    for _ in range(8):
+        for body in bodies:
+            body._count(10)
+    assert [body.refusal for body in bodies] == [None, None, serving_app.TOO_MANY]
+    for body in bodies:
+        body.close()
+    assert serving_app._n_open_bytes == 0
+
+
 def test_the_model_is_told_of_a_client_that_has_gone(app: Callable[..., Any], model: CountingModel) -> None:
     noticed: list[bool] = []
 
@@ -159,9 +174,10 @@ def test_the_model_is_told_of_a_client_that_has_gone(app: Callable[..., Any], mo
 @pytest.mark.slow
 def test_a_closed_connection_is_noticed_and_an_open_one_is_not(app: Callable[..., Any], model: CountingModel) -> None:
     """Through uvicorn, with a connection that is kept for the next request."""
-    noticed: list[bool] = []
+    noticed, has_begun = list[bool](), threading.Event()
 
     def predict(data: pd.DataFrame, params: Any = None) -> pd.DataFrame:
+        has_begun.set()
         variables = {variable.name: value for variable, value in copy_context().items()}
         noticed.append(variables["emuedit_client_gone"].wait(data["n"][0]))
         return data
@@ -178,7 +194,9 @@ def test_a_closed_connection_is_noticed_and_an_open_one_is_not(app: Callable[...
                 "POST", "/invocations", '{"dataframe_records": [{"n": 0.1}]}', {"Content-Type": "application/json"}
             )
             assert connection.getresponse().read() == b'{"predictions": [{"n": 0.1}]}'
+        has_begun.clear()
         connection.request("POST", "/invocations", '{"dataframe_records": [{"n": 20}]}', json_type)
+        assert has_begun.wait(10)
         connection.close()
         deadline = time.monotonic() + 10
         while len(noticed) < 3 and time.monotonic() < deadline:

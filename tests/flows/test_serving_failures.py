@@ -236,3 +236,25 @@ def test_edits_of_clients_that_have_gone_are_not_made(server: list[int], monkeyp
     assert model.model.editor.n_edits == 0
     monkeypatch.setenv("MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT", str(LIMIT_S))
     assert len(model.predict(pd.DataFrame([ROW]))) == 1
+
+
+def test_places_are_given_in_the_order_of_arrival(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also to those that look in between whether their client has gone."""
+    monkeypatch.setattr(pyfunc_model, "_WAIT_S", 0.001)
+    places, limit = pyfunc_model._Places(1), pyfunc_model._RequestLimit(float("inf"), None)
+    order, threads = list[int](), list[threading.Thread]()
+
+    def edit(number: int) -> None:
+        with places.place(limit):
+            order.append(number)
+
+    with places.place(limit):
+        for number in range(8):
+            threads.append(threading.Thread(target=edit, args=(number,)))
+            threads[-1].start()
+            while len(places._waiting) <= number:
+                time.sleep(0.001)
+        time.sleep(0.05)
+    for thread in threads:
+        thread.join(10)
+    assert order == list(range(8))

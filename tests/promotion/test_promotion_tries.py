@@ -119,7 +119,7 @@ def test_a_version_that_was_replaced_before_its_decision_was_recorded_is_not_pro
 ) -> None:
     """Its promotion was killed after the move; a person rolled back, and the next retrain found it without a decision."""
     fake = install(monkeypatch, 0)
-    move = SimpleNamespace(state="done", champion=3, reason="better")
+    move = SimpleNamespace(state="done", kind="promotion", champion=3, reason="better")
     monkeypatch.setattr(alias_moves, "history", lambda: [move])
     pending = ModelVersion(3, "run", {promote.STATE_TAG: promote.PENDING})
     outcome = promote.promote(pending, Path(), Path(), force_reason=force_reason)
@@ -128,3 +128,10 @@ def test_a_version_that_was_replaced_before_its_decision_was_recorded_is_not_pro
     assert ("compare" in fake.calls) == bool(force_reason)
     if not force_reason:
         assert fake.tags[promote.REASON_TAG] == "better; it was the champion, and was replaced"
+
+
+def test_a_version_that_was_champion_by_a_rollback_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = install(monkeypatch, 0)
+    monkeypatch.setattr(alias_moves, "history", lambda: [SimpleNamespace(state="done", kind="rollback", champion=3, reason="")])
+    assert promote.promote(ModelVersion(3, "run", {promote.STATE_TAG: promote.PENDING}), Path(), Path()).decision.promote
+    assert "compare" in fake.calls

@@ -94,7 +94,10 @@ def test_line_breaks_in_a_text_become_spaces() -> None:
         ('"I am unable to see a dog"', False),
         ("I'm sorry, but I cannot help with that", False),
         ("I can't find a dog, as there is none", False),
-        ("I cannot identify the dog because the caption names none", False),
+        ("I cannot edit this. Please provide another", False),
+        ("I'm sorry, but editing faces would violate rules", False),
+        ("I can't do that, please choose another task", False),
+        ("I'm unable to create sexual or violent content", False),
     ],
 )
 def test_a_refusal_in_the_instruction_is_no_edit(instruction: str, final: bool) -> None:
@@ -116,7 +119,6 @@ def test_a_wish_and_an_apology_in_passing_are_no_refusals() -> None:
         "I can’t make out the stars, more contrast please",
         "I cannot stand the dog: remove it",
         "I can't find the dog, please box it",
-        "I'm sorry but the dog has to go",
         "I'm unable to see anything, make it day",
     ):
         assert parse_answer(json.dumps(GOOD | {"instruction": instruction}), QUESTION, 10).instruction == instruction

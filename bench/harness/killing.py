@@ -100,12 +100,14 @@ def kill(running: subprocess.Popen[bytes], victim: int) -> int:
 
 
 def kill_session(running: subprocess.Popen[bytes]) -> int:
-    """SIGKILL all processes of a command's session, and wait for the command; returns how many there were."""
+    """SIGKILL all processes of a command's session, and wait until they have ended; returns how many there were."""
     left = session_processes(running.pid)
     for process in left:
         with contextlib.suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
     running.wait()
+    while session_processes(running.pid):
+        time.sleep(0.01)
     return len(left)
 
 

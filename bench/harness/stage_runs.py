@@ -86,8 +86,8 @@ class StageRunner:
             sys.exit(f"stage {stage} of {self.code} failed with exit status {exit_status}; see its message above")
         summary = json.loads((out / SUMMARY_FILE).read_text(encoding="utf-8"))
         measurements[stage] = {
-            "seconds": round(seconds, 1),
-            "cpu_seconds": round(cpu_s, 1),
+            "seconds": round(seconds, 2),
+            "cpu_seconds": round(cpu_s, 2),
             "load_before": round(load, 2),
             "dtype": summary["params"].get("dtype"),
             "counts": {name: count for name, count in summary["counts"].items() if "." not in name},  # without counts per task

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from emuedit.data.atomic_file import link_or_copy, replacing
 from emuedit.data.dependencies import SUMMARY_FILE, content_key
-from emuedit.data.file_hashes import hash_all
+from emuedit.data.file_hashes import hash_all, hash_file
 from emuedit.data.records import Drop, Record
 from emuedit.data.shards import ShardError, read_shard, write_shard
 from emuedit.progress import Progress
@@ -201,3 +201,10 @@ def read_folder(folder: str | Path, kind: type[R], pattern: str = "shard-*.parqu
         )
     for name in listed:
         yield from read_shard(folder / name, kind, verify)
+
+
+def has_its_bytes(folder: Path) -> bool:
+    """Whether the files of a published folder have the hashes in its summary; True for a folder without one."""
+    if not (folder / SUMMARY_FILE).is_file():
+        return True
+    return all(hash_file(folder / name) == value for name, value in read_summary(folder).shards.items())

@@ -20,10 +20,9 @@ import numpy as np
 
 from emuedit import config
 from emuedit.data.dependencies import SUMMARY_FILE, content_key, stage_dependencies
-from emuedit.data.file_hashes import hash_file
 from emuedit.data.image_io import MIN_CHANGE
 from emuedit.data.png import decode_png, encode_png
-from emuedit.data.publish import read_summary
+from emuedit.data.publish import has_its_bytes, read_summary
 from emuedit.data.records import EvalRecord
 from emuedit.data.shards import read_shard, write_shard
 from emuedit.editor.package_layout import MODELS
@@ -136,10 +135,10 @@ def measure(package: Path, name: str, conditions: ComparisonConditions, root: Pa
     conditions_key = conditions.key(root)
     source = benchmark.load(conditions.benchmark, conditions.device)
     with contextlib.ExitStack() as stack:
+        folder = root / _CACHE / content_key({"items": conditions_key}, *_package_files(package))
         if afresh:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         else:
-            folder = root / _CACHE / content_key({"items": conditions_key}, *_package_files(package))
             folder.mkdir(parents=True, exist_ok=True)
             os.utime(folder)  # its last use, for `_prune`
             _adopt_evaluation(root, package, conditions, folder, source)
@@ -147,8 +146,8 @@ def measure(package: Path, name: str, conditions: ComparisonConditions, root: Pa
         systems = Systems(package, conditions.settings, Runtime.choose(conditions.device, conditions.dtype))
         shards = _evaluate(name, systems, conditions, folder, source)
         records = [(task, read_shard(path, EvalRecord)) for task, path in shards.items()]
-    size = sum(file.stat().st_size for file in _package_files(package))
     note = benchmark.describe_judge(source, conditions.tasks, conditions.split)
+    size = sum(file.stat().st_size for file in _package_files(package))
     return replace(_summarise(name, records, conditions_key), size_bytes=size, note=note)
 
 
@@ -224,20 +223,13 @@ def _adopt_evaluation(root: Path, package: Path, conditions: ComparisonCondition
     }  # fmt: skip
     if any(params.get(key) != value for key, value in expected.items()):
         return
-    if not all(map(_has_its_bytes, package.iterdir())):
+    if not all(map(has_its_bytes, package.iterdir())):
         return
     for task in conditions.tasks:
         shard, path = out / f"shard-{_SYSTEM}-{task}.parquet", folder / f"{task}.parquet"
         if shard.exists() and not path.exists():
             references = [reference for _, edits in conditions.parts(task, source) for reference in _references(edits)]
             write_shard(path, _with_references(read_shard(shard, EvalRecord), references), EvalRecord)
-
-
-def _has_its_bytes(part: Path) -> bool:
-    """Whether the files of a published folder have the hashes in its summary; True for a folder without one."""
-    if not (part / SUMMARY_FILE).is_file():
-        return True
-    return all(hash_file(part / name) == value for name, value in read_summary(part).shards.items())
 
 
 def _references(edits: Benchmark) -> list[bytes | None]:

@@ -33,15 +33,7 @@ from emuedit.training.batches.aspect_buckets import AspectBuckets
 from emuedit.training.batches.kept_pairs import TrainingPairs
 from emuedit.training.batches.latent_cache import LatentCache
 from emuedit.training.batches.latent_files import EncodingKeys
-from emuedit.training.distributed import (
-    TrainingProcesses,
-    check_gpus,
-    is_sharded,
-    n_passes,
-    n_processes,
-    open_accelerator,
-    run_distributed,
-)
+from emuedit.training.distributed import TrainingProcesses, is_sharded, n_passes, n_processes, open_accelerator, run_distributed
 from emuedit.training.loop import Preview, TrainLoop
 from emuedit.training.optim.optimization import STATE_FILE, read_average
 from emuedit.training.start_average import average_with_start
@@ -190,10 +182,8 @@ def run(params: TrainParams, root: Path) -> Summary:
 
 def _processes(params: TrainParams, device: str, launch: LaunchConfig | None) -> TrainingProcesses:
     """The training's processes. Raises ValueError if they cannot split the batch evenly, and for more than there are GPUs."""
-    if launch is None:
-        check_gpus(params.processes, device)
     processes = TrainingProcesses(device, params.processes) if launch is None else launch.processes(device)
-    return replace(processes, n=n_processes(processes.n, params.batch_size, device))
+    return replace(processes, n=n_processes(processes.n, params.batch_size, device, on_this_machine=launch is None))
 
 
 def _encode_pairs(

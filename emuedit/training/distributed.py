@@ -64,23 +64,18 @@ class TrainingProcesses:
         return self.device.partition(":")[0]
 
 
-def n_processes(requested: int, batch_size: int, device: str) -> int:
+def n_processes(requested: int, batch_size: int, device: str, on_this_machine: bool = True) -> int:
     """Number of processes: `requested`, or for 0 the most cores (CPU) or GPUs (cuda) that split the batch evenly.
 
-    Raises ValueError if they cannot split the batch evenly.
+    Raises ValueError if they cannot split the batch evenly, and for more than the GPUs if all run `on_this_machine`.
     """
     available = {"cpu": available_cores(), "cuda": torch.cuda.device_count()}.get(device, 1)
+    if device.startswith("cuda") and on_this_machine and requested > available:
+        advice = "" if device == "cuda" else ", or set train.device to cuda"
+        raise ValueError(f"want at most {available} processes on {device}, got {requested}; lower train.processes{advice}")
     n = requested or max(n for n in range(1, max(1, available) + 1) if batch_size % n == 0)
     shard(batch_size, 0, n)
     return n
-
-
-def check_gpus(requested: int, device: str) -> None:
-    """Raise ValueError for more processes than GPUs of this machine, before anything is encoded."""
-    n_gpus = torch.cuda.device_count() if device == "cuda" else 1
-    if device.startswith("cuda") and requested > n_gpus:
-        advice = "" if device == "cuda" else ", or set train.device to cuda"
-        raise ValueError(f"want at most {n_gpus} processes on {device}, got {requested}; lower train.processes{advice}")
 
 
 def shard(n: int, rank: int, world_size: int) -> slice:

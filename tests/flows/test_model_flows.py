@@ -44,7 +44,7 @@ def promoted(store: str, store_with_champion: Path, project: Path, monkeypatch: 
     """Version 1 is the champion, promoted at .6; measured now, it has .5. Returns the deployments that were started."""
     shutil.copy(store_with_champion, store.removeprefix("sqlite:///"))
 
-    def measure(version: ModelVersion, root: Path, section: str = "evaluation", tasks: Sequence[str] = ("local",)) -> Measurement:
+    def measure(version: ModelVersion, root: Path, tasks: Sequence[str] = ("local",), afresh: bool = False) -> Measurement:
         assert list(tasks) == ["local"]
         success = {1: [True, False], 2: [True, True]}[version.number]
         return Measurement(version.uri, {"local": success}, conditions_key="now")

@@ -94,10 +94,8 @@ def test_line_breaks_in_a_text_become_spaces() -> None:
         ('"I am unable to see a dog"', False),
         ("I'm sorry, but I cannot help with that", False),
         ("I can't find a dog, as there is none", False),
-        ("I cannot edit this. Please provide another", False),
         ("I'm sorry, but editing faces would violate rules", False),
         ("I can't do that, please choose another task", False),
-        ("I'm unable to create sexual or violent content", False),
     ],
 )
 def test_a_refusal_in_the_instruction_is_no_edit(instruction: str, final: bool) -> None:

@@ -17,7 +17,6 @@ from emuedit.failures import FailureKind
 from emuedit.training import distributed
 from emuedit.training.distributed import (
     DistributedError,
-    check_gpus,
     n_passes,
     n_processes,
     open_accelerator,
@@ -161,12 +160,10 @@ def test_processes_that_cannot_split_the_batch_are_refused() -> None:
 def test_more_processes_than_gpus_are_refused_before_anything_is_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     with pytest.raises(ValueError, match=r"want at most 4 processes on cuda, got 8; lower train.processes$"):
-        check_gpus(8, "cuda")
-    check_gpus(4, "cuda")
-    check_gpus(8, "cpu")
+        n_processes(8, 16, "cuda")
     with pytest.raises(ValueError, match=r"want at most 1 processes on cuda:1, got 2; .*, or set train.device to cuda"):
-        check_gpus(2, "cuda:1")
-    assert n_processes(16, 32, "cuda") == 16, "of several machines together"
+        n_processes(2, 16, "cuda:1")
+    assert n_processes(16, 32, "cuda", on_this_machine=False) == 16, "of several machines together"
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ def test_a_value_that_options_change_is_replaced_within_its_key(clone: Path, cap
     assert params["pairs"]["rows_per_batch"] == 2, "tuned for another base model"
     assert params["pairs"]["recipes"]["local"][0]["mask"] == {"radius_px": 60, "sigma_px": 16}
     assert params["pairs"]["recipes"]["local"][0]["self_fraction"] == 0.3
-    assert (params["instructions"]["n_captions"], params["train"]["accumulation_steps"]) == (2, 16)
+    assert (params["instructions"]["n_captions"], params["train"]["accumulation_steps"]) == (2, 4)
     (replaced,) = re.findall("- replaced in the earlier params.yaml: (.*)", output)
     changes = replaced.split("; ")
     assert len(changes) > 8

@@ -62,7 +62,9 @@ def test_a_training_without_new_pairs_opens_a_shard_once(
     names = [f"shard-{number:05d}.parquet" for number in range(6)]
     once = {("pairs", name, "id"): 1 for name in names} | {("dataset", name, "pair_id", "kept", "task"): 1 for name in names}
     once |= {("pairs", names[0], "id"): 2, ("verdicts", names[0], "pair_id", "kept", "task"): 1}  # shard 0 of the replay, too
-    first_pairs = {("pairs", name, "id", "parent_ids"): 1 for name in names[:2]}  # until a training pair of each task is found
+    first_pairs = {
+        ("pairs", name, "id", "parent_ids", "recipe"): 1 for name in names[:2]
+    }  # until a training pair of each task is found
     assert reads == once | first_pairs
     assert len(tasks) == 4
     assert "train: read the ids of the pairs: 14/14 shards" in capsys.readouterr().err

@@ -24,14 +24,19 @@ CODE_ROOT = Path(__file__).resolve().parents[2]
 def stage_dependencies(stage: str, root: Path) -> list[Path]:
     """The files and folders that `dvc.yaml` lists as deps of a stage, with `${...}` filled in from `params.yaml`.
 
-    `dvc.yaml` and deps that are missing in the workspace are looked up next to the code.
+    `dvc.yaml` and deps that are missing in the workspace are looked up next to the code, except outs of stages.
     Deps that exist nowhere are returned as paths below `root`. Raises ParamsError for a stage that is not in the pipeline.
     """
     names = dependency_names(root)
     matching = [name for name in names if name.partition("@")[0] == stage]
     if not matching:
         raise config.ParamsError(f"want stage '{stage}' in {PIPELINE_FILE}, got {', '.join(names)}")
-    return [find_file(dep, root) for name in matching for dep in names[name]]
+    outs = stage_outputs(root)
+    return [
+        root / dep if any((root / dep).is_relative_to(out) for out in outs) else find_file(dep, root)
+        for name in matching
+        for dep in names[name]
+    ]
 
 
 def dependency_names(root: Path) -> dict[str, list[str]]:

@@ -224,6 +224,16 @@ def test_a_workspace_without_code_uses_the_code_beside_the_package(tmp_path: Pat
     assert find_file("nowhere", tmp_path) == tmp_path / "nowhere"
 
 
+def test_outs_of_stages_are_never_those_beside_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They were if a retrain had run there: this test of a new clone failed after the README's first command."""
+    code, workspace = tmp_path / "code", tmp_path / "workspace"
+    (code / "data/pairs").mkdir(parents=True)
+    for name in ("dvc.yaml", "params.yaml"):
+        shutil.copy(ROOT / name, code)
+    monkeypatch.setattr("emuedit.data.dependencies.CODE_ROOT", code)
+    assert workspace / "data/pairs" in stage_dependencies("train", workspace)
+
+
 def test_an_unknown_stage_is_named_with_those_that_exist(tree: Path) -> None:
     with pytest.raises(ParamsError, match=r"want stage 'painting' in dvc.yaml, got captions, instructions, pairs"):
         work_key("painting", {}, tree)

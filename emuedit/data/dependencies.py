@@ -43,14 +43,19 @@ def dependency_names(root: Path) -> dict[str, list[str]]:
     """Stage -> the deps that `dvc.yaml` lists, with `${...}` filled in from `params.yaml`."""
     stages = config.read_yaml(find_file(PIPELINE_FILE, root)).get("stages", {})
     params = config.read_yaml(find_file(config.PARAMS_FILE, root))
-    return {name: [_fill_in(dep, params) for dep in stage.get("deps", ())] for name, stage in stages.items()}
+    return {name: [_fill_in(dep, params) for dep in _fixed(stage, "deps")] for name, stage in stages.items()}
 
 
 def stage_outputs(root: Path) -> list[Path]:
     """The files and folders that the stages of `dvc.yaml` write."""
     params = config.read_yaml(find_file(config.PARAMS_FILE, root))
     stages = config.read_yaml(find_file(PIPELINE_FILE, root)).get("stages", {}).values()
-    return [root / _fill_in(out, params) for stage in stages for out in stage.get("outs", ())]
+    return [root / _fill_in(out, params) for stage in stages for out in _fixed(stage, "outs")]
+
+
+def _fixed(stage: Mapping[str, Any], key: str) -> list[Any]:
+    """The deps or outs of a stage, except those that differ between the items of its `matrix`."""
+    return [path for path in stage.get(key, ()) if "${item" not in str(path)]
 
 
 def work_key(stage: str, params: Mapping[str, Any], root: Path, *models: str, memory: HashMemory | None = None) -> str:

@@ -16,9 +16,7 @@ import os
 import signal
 import threading
 import time
-from collections import deque
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,7 +80,7 @@ class EditorModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow is
     def _answer_rows(self, model_input: pd.DataFrame, changes: dict[str, Any], limit: "_RequestLimit") -> pd.DataFrame:
         """The answers to all rows. changes: the params."""
         from emuedit.data import image_io
-        from emuedit.data.pixel_budget import IN_FLIGHT
+        from emuedit.data.budget import IN_FLIGHT
 
         if not {"image", "instruction"} <= set(model_input.columns):
             raise RequestError(f"want columns {', '.join(COLUMNS)} (the last may be missing), got {[*model_input.columns]}")
@@ -107,6 +105,7 @@ class EditorModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow is
     ) -> dict[str, Any]:
         """The answer to one row: read, edit and encode, each of which needs memory for the whole image."""
         from emuedit.data import image_io
+        from emuedit.data.budget import EDITS
         from emuedit.editor import changed_area
 
         limit.check()
@@ -114,7 +113,7 @@ class EditorModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow is
         source = image_io.read_image(content)
         self._check_resolution(source.pixels.shape[:2], settings.resolution)
         task = _task(row.get("task"))
-        with _EDITS.place(limit):
+        with EDITS.reserve(1, limit.check, limit.wait_s):
             arguments = ([instruction], None if task is None else [task], settings, lambda _: limit.check())
             (turn,) = self.editor.edit_turns(source.pixels, *arguments)
         choice = turn.choice
@@ -156,6 +155,10 @@ class _RequestLimit:
             return cls(math.inf, None)
         return cls(variables.get(_ARRIVAL, time.monotonic()) + float(limit_s), variables.get(_CLIENT_GONE))
 
+    def wait_s(self) -> float:
+        """How long a request may wait until it looks again whether anybody waits for it."""
+        return max(0.0, min(_WAIT_S, self.deadline_s - time.monotonic()))
+
     def check(self) -> None:
         """Raise MlflowException if nobody waits for the answer."""
         if self.client_gone is not None and self.client_gone.is_set():
@@ -164,38 +167,6 @@ class _RequestLimit:
             limit = os.environ.get(_TIMEOUT)
             message = f"want an answer within {limit} s, got none yet, as the server is busy; try again later, or send fewer rows"
             raise MlflowException(message, error_code=TEMPORARILY_UNAVAILABLE)
-
-
-class _Places:
-    """Places for n edits, given in the order of arrival."""
-
-    def __init__(self, n: int) -> None:
-        self._n_free, self._waiting, self._changed = n, deque[object](), threading.Condition()
-
-    @contextmanager
-    def place(self, limit: _RequestLimit) -> Iterator[None]:
-        """Wait for a place, as long as anybody waits for the answer."""
-        turn = object()
-        with self._changed:
-            self._waiting.append(turn)
-            try:
-                while not self._n_free or self._waiting[0] is not turn:
-                    self._changed.wait(max(0.0, min(_WAIT_S, limit.deadline_s - time.monotonic())))
-                    limit.check()
-                self._n_free -= 1
-            finally:
-                self._waiting.remove(turn)
-                self._changed.notify_all()
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._n_free += 1
-                self._changed.notify_all()
-
-
-_EDITS = _Places(2)
-"""One edit is in the network and one before or after it. Others wait here, where they can give up, not for the network's lock."""
 
 
 def _is_server() -> bool:

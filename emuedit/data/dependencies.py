@@ -27,11 +27,12 @@ def stage_dependencies(stage: str, root: Path) -> list[Path]:
     `dvc.yaml` and deps that are missing in the workspace are looked up next to the code, except outs of stages.
     Deps that exist nowhere are returned as paths below `root`. Raises ParamsError for a stage that is not in the pipeline.
     """
-    names = dependency_names(root)
+    stages, params = _read_pipeline(root)
+    names = _fill_all(stages, params, "deps")
     matching = [name for name in names if name.partition("@")[0] == stage]
     if not matching:
         raise config.ParamsError(f"want stage '{stage}' in {PIPELINE_FILE}, got {', '.join(names)}")
-    outs = stage_outputs(root)
+    outs = [root / out for of_stage in _fill_all(stages, params, "outs").values() for out in of_stage]
     return [
         root / dep if any((root / dep).is_relative_to(out) for out in outs) else find_file(dep, root)
         for name in matching
@@ -41,21 +42,26 @@ def stage_dependencies(stage: str, root: Path) -> list[Path]:
 
 def dependency_names(root: Path) -> dict[str, list[str]]:
     """Stage -> the deps that `dvc.yaml` lists, with `${...}` filled in from `params.yaml`."""
-    stages = config.read_yaml(find_file(PIPELINE_FILE, root)).get("stages", {})
-    params = config.read_yaml(find_file(config.PARAMS_FILE, root))
-    return {name: [_fill_in(dep, params) for dep in _fixed(stage, "deps")] for name, stage in stages.items()}
+    return _fill_all(*_read_pipeline(root), "deps")
 
 
 def stage_outputs(root: Path) -> list[Path]:
     """The files and folders that the stages of `dvc.yaml` write."""
-    params = config.read_yaml(find_file(config.PARAMS_FILE, root))
-    stages = config.read_yaml(find_file(PIPELINE_FILE, root)).get("stages", {}).values()
-    return [root / _fill_in(out, params) for stage in stages for out in _fixed(stage, "outs")]
+    return [root / out for of_stage in _fill_all(*_read_pipeline(root), "outs").values() for out in of_stage]
 
 
-def _fixed(stage: Mapping[str, Any], key: str) -> list[Any]:
-    """The deps or outs of a stage, except those that differ between the items of its `matrix`."""
-    return [path for path in stage.get(key, ()) if "${item" not in str(path)]
+def _read_pipeline(root: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """(the stages of `dvc.yaml`, the content of `params.yaml`)."""
+    stages = config.read_yaml(find_file(PIPELINE_FILE, root)).get("stages", {})
+    return stages, config.read_yaml(find_file(config.PARAMS_FILE, root))
+
+
+def _fill_all(stages: Mapping[str, Any], params: Mapping[str, Any], key: str) -> dict[str, list[str]]:
+    """Stage -> its deps or outs, filled in; without those that differ between the items of its `matrix`."""
+    return {
+        name: [_fill_in(path, params) for path in stage.get(key, ()) if "${item" not in str(path)]
+        for name, stage in stages.items()
+    }
 
 
 def work_key(stage: str, params: Mapping[str, Any], root: Path, *models: str, memory: HashMemory | None = None) -> str:

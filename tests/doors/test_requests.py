@@ -13,8 +13,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from emuedit.data import image_io, pixel_budget
-from emuedit.data.pixel_budget import PixelBudget
+from emuedit.data import budget, image_io
+from emuedit.data.budget import Budget
 from emuedit.editing.edit_turn import TaskChoice, Turn
 from emuedit.editor.changed_area import ChangedArea
 from emuedit.editor.settings import EditSettings
@@ -150,7 +150,7 @@ def test_the_pixels_of_parallel_requests_are_bounded(model: Any, monkeypatch: py
             in_flight[0] -= 256
         return png
 
-    monkeypatch.setattr(pixel_budget, "IN_FLIGHT", PixelBudget(3 * 256 + 100))
+    monkeypatch.setattr(budget, "IN_FLIGHT", Budget(3 * 256 + 100))
     monkeypatch.setattr(image_io, "read_image", read)
     monkeypatch.setattr(image_io, "to_png", encode_png)
     with ThreadPoolExecutor(8) as pool:
@@ -161,9 +161,9 @@ def test_the_pixels_of_parallel_requests_are_bounded(model: Any, monkeypatch: py
 
 
 def test_a_request_that_fails_leaves_its_pixels_to_others(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pixel_budget, "IN_FLIGHT", budget := PixelBudget(256))
+    monkeypatch.setattr(budget, "IN_FLIGHT", pixels := Budget(256))
     for row in ({"instruction": ""}, {"image": base64.b64encode(b"hello").decode()}):
         with pytest.raises(ValueError, match="row 0"):
             predict(model, row, {})
-        assert budget.in_flight == 0
+        assert pixels.in_flight == 0
     assert len(predict(model, {}, {})) == 1

@@ -23,6 +23,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import scoring_server
 from PIL import Image
 
+from emuedit.data.budget import Budget
 from emuedit.data.image_io import ImageError
 from emuedit.editing.edit_turn import TaskChoice, Turn
 from emuedit.editor.changed_area import ChangedArea
@@ -241,18 +242,18 @@ def test_edits_of_clients_that_have_gone_are_not_made(server: list[int], monkeyp
 def test_places_are_given_in_the_order_of_arrival(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also to those that look in between whether their client has gone."""
     monkeypatch.setattr(pyfunc_model, "_WAIT_S", 0.001)
-    places, limit = pyfunc_model._Places(1), pyfunc_model._RequestLimit(float("inf"), None)
+    places, limit = Budget(1), pyfunc_model._RequestLimit(float("inf"), None)
     order, threads = list[int](), list[threading.Thread]()
 
     def edit(number: int) -> None:
-        with places.place(limit):
+        with places.reserve(1, limit.check, limit.wait_s):
             order.append(number)
 
-    with places.place(limit):
+    with places.reserve(1):
         for number in range(8):
             threads.append(threading.Thread(target=edit, args=(number,)))
             threads[-1].start()
-            while len(places._waiting) <= number:
+            while len(places._queue) <= number:
                 time.sleep(0.001)
         time.sleep(0.05)
     for thread in threads:

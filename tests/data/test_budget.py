@@ -5,10 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from emuedit.data.pixel_budget import PixelBudget
+from emuedit.data.budget import Budget
 
 
-def start(budget: PixelBudget, n_pixels: int, order: list[int], leave: threading.Event) -> threading.Thread:
+def start(budget: Budget, n_pixels: int, order: list[int], leave: threading.Event) -> threading.Thread:
     """A thread that reserves pixels, records them and waits; returns when it is in the queue or has them."""
 
     def work() -> None:
@@ -24,7 +24,7 @@ def start(budget: PixelBudget, n_pixels: int, order: list[int], leave: threading
 
 @pytest.mark.slow
 def test_a_large_image_is_not_overtaken_by_small_ones() -> None:
-    budget, order, leave = PixelBudget(10), list[int](), threading.Event()
+    budget, order, leave = Budget(10), list[int](), threading.Event()
     threads = [start(budget, n_pixels, order, leave) for n_pixels in (6, 8, 1, 2)]
     assert order == [6], "1 and 2 would fit, but 8 was there first"
     assert budget.in_flight == 6
@@ -37,7 +37,7 @@ def test_a_large_image_is_not_overtaken_by_small_ones() -> None:
 
 @pytest.mark.slow
 def test_more_than_the_limit_runs_alone() -> None:
-    budget, order, leave = PixelBudget(10), list[int](), threading.Event()
+    budget, order, leave = Budget(10), list[int](), threading.Event()
     threads = [start(budget, n_pixels, order, leave) for n_pixels in (1, 99, 1)]
     assert order == [1]
     leave.set()
@@ -47,7 +47,7 @@ def test_more_than_the_limit_runs_alone() -> None:
 
 
 def test_an_error_releases_the_pixels() -> None:
-    budget = PixelBudget(10)
+    budget = Budget(10)
     for _ in range(3):
         with pytest.raises(ZeroDivisionError), budget.reserve(9):
             raise ZeroDivisionError
@@ -55,7 +55,7 @@ def test_an_error_releases_the_pixels() -> None:
 
 
 def test_many_threads_never_exceed_the_limit() -> None:
-    budget, seen = PixelBudget(10), list[int]()
+    budget, seen = Budget(10), list[int]()
 
     def work(n_pixels: int) -> None:
         with budget.reserve(n_pixels):
@@ -69,4 +69,4 @@ def test_many_threads_never_exceed_the_limit() -> None:
 
 def test_a_limit_of_nothing_is_an_error() -> None:
     with pytest.raises(ValueError, match="want a limit of at least one pixel, got 0"):
-        PixelBudget(0)
+        Budget(0)

@@ -12,9 +12,12 @@ from typing import Any
 import torch
 
 from emuedit.models import image_tensors, model_sources
+from emuedit.models.model_files import ModelFileError
 
 _FILES = ("*.safetensors", "*.json", "*.txt", "*.model")
 """Files of a repository that open_clip needs."""
+_TOKENIZER_OPTIONS = frozenset({"clean", "strip_sep_token", "language"})
+"""Of open_clip's tokenizers. It passes all others to transformers, where `trust_remote_code` would run code of the repository."""
 
 
 class ClipScorer:
@@ -98,7 +101,7 @@ def _load_tokenizer(name_or_path: str) -> Any:
 def _resolve_name(open_clip: Any, name_or_path: str) -> tuple[str, str | None, dict[str, Any]]:
     """The model name, weights tag and options that open_clip needs for a folder, a 'model/tag' or a hub id."""
     if model_sources.is_folder(name_or_path):
-        model_sources.read_manifest(name_or_path, model_sources.CLIP)
+        _check_manifest(name_or_path)
         return f"local-dir:{name_or_path}", None, {}
     model, _, tag = name_or_path.partition("/")
     if model in open_clip.list_models():
@@ -108,10 +111,23 @@ def _resolve_name(open_clip: Any, name_or_path: str) -> tuple[str, str | None, d
             raise ValueError(f"want '{model}/<tag>' with a tag of {tags}; got {name_or_path!r}")
         # open_clip only warns if the weights were trained with QuickGELU and the named model has GELU
         return model, tag, {"force_quick_gelu": bool(cfg.get("quick_gelu", False))}
-    model_sources.read_manifest(name_or_path, model_sources.CLIP)
+    _check_manifest(name_or_path)
     if model_sources.split_revision(name_or_path)[1]:  # open_clip can load only the newest version of a hub id
         return f"local-dir:{model_sources.download_snapshot(name_or_path, _FILES)}", None, {}
     return f"hf-hub:{name_or_path}", None, {}
+
+
+def _check_manifest(name_or_path: str) -> None:
+    """Raise ModelFileError unless it is a CLIP model whose tokenizer has only options of open_clip."""
+    manifest = model_sources.read_manifest(name_or_path, model_sources.CLIP)
+    text_config = (manifest.get("model_cfg") or {}).get("text_cfg") or {}
+    options = text_config.get("tokenizer_kwargs") or {}
+    if unknown := sorted(options.keys() - _TOKENIZER_OPTIONS):
+        known = ", ".join(sorted(_TOKENIZER_OPTIONS))
+        raise ModelFileError(
+            f"want a tokenizer with the options {known} at most, got {', '.join(unknown)} in {model_sources.CLIP.file} of "
+            f"{name_or_path!r}, which can run code; delete them from text_cfg.tokenizer_kwargs, or take another model"
+        )
 
 
 def _check_tokenizer(tokenizer: Any, model: Any, name: str) -> None:

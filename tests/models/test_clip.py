@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from emuedit.models import clip, image_tensors
+from emuedit.models.model_files import ModelFileError
 
 TEXTS = ["a small red circle on the left over grass", "two blue stars", "make it yellow " * 40]
 
@@ -131,6 +132,29 @@ def test_a_tokenizer_that_does_not_fit_the_text_encoder_is_an_error(
     save(tmp_path, config, tokenizer)
     with pytest.raises(ValueError, match=message):
         clip.load(str(tmp_path))
+
+
+def test_a_config_cannot_run_code_of_the_folder(clip_tokenizer: Callable[..., Any], tmp_path: Path) -> None:
+    """transformers asks before it runs the code that `auto_map` names, unless the config says `trust_remote_code` itself."""
+    tokenizer = clip_tokenizer(24)
+    config = clip_config(tokenizer)
+    config["model_cfg"]["text_cfg"]["tokenizer_kwargs"] = {"clean": "lower", "trust_remote_code": True}
+    save(tmp_path, config, tokenizer)
+    (tmp_path / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nTokenizer = None\n")
+    file = tmp_path / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"auto_map": {"AutoTokenizer": [None, "code.Tokenizer"]}}))
+    for load in (clip.load, lambda folder: clip.have_equal_tokens(folder, "a", "b")):
+        with pytest.raises(ModelFileError, match=r"got trust_remote_code in open_clip_config.json of .*tokenizer_kwargs"):
+            load(str(tmp_path))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_options_of_open_clips_tokenizers_are_kept(clip_tokenizer: Callable[..., Any], tmp_path: Path) -> None:
+    tokenizer = clip_tokenizer(24)
+    config = clip_config(tokenizer)
+    config["model_cfg"]["text_cfg"]["tokenizer_kwargs"] = {"clean": "lower"}
+    save(tmp_path, config, tokenizer)
+    assert clip.have_equal_tokens(str(tmp_path), "A RED Circle", "a red circle")
 
 
 def test_named_weights_choose_their_activation() -> None:

@@ -8,7 +8,8 @@ from urllib.parse import urlsplit
 
 import psutil
 
-_LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
+from emuedit.operations.servers.local_ports import is_local
+
 _STAGE_ENV = "DVC_STAGE"  # DVC sets it for the command of a stage
 _PARENTS = ("dvc", "process_guard.py")
 
@@ -34,10 +35,10 @@ def processes_with(*words: str) -> Iterator[ServerProcess]:
 
 def find_server(url: str, *words: str) -> ServerProcess | None:
     """The process of this machine that serves a URL, started by a command line with these words and the port; None if unknown."""
-    parts = urlsplit(url)
-    if parts.hostname not in _LOCAL_HOSTS:
+    if not is_local(url):
         return None
-    ports = {str(parts.port), f"--port={parts.port}"}
+    port = urlsplit(url).port
+    ports = {str(port), f"--port={port}"}
     return next((process for process in processes_with(*words) if ports.intersection(process.words)), None)
 
 

@@ -5,6 +5,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
+from emuedit.operations.servers.local_ports import is_local
 from emuedit.operations.storage.bucket import Bucket
 from emuedit.operations.storage.remote_check import FAIL, PASS, WARN, Probe, ProbeOutcome
 from emuedit.operations.storage.remote_error import KEYS, RemoteError
@@ -117,7 +118,7 @@ def probe_encryption(bucket: Bucket, folder: str) -> ProbeOutcome:
     parts = urlsplit(bucket.client.meta.endpoint_url)
     if parts.scheme == "https":
         return ProbeOutcome(PASS, "https")
-    if parts.hostname in ("localhost", "::1") or (parts.hostname or "").startswith("127."):
+    if is_local(parts.geturl()):
         return ProbeOutcome(PASS, "http, on this machine only")
     return ProbeOutcome(
         WARN, f"http to {parts.hostname}", "data can be intercepted; give the store a certificate and use https://"

@@ -10,6 +10,7 @@ from functools import cache, cached_property
 from typing import Any
 from urllib.parse import urlsplit
 
+from emuedit.operations.servers.local_ports import is_local
 from emuedit.operations.storage.remote_error import RemoteError, explained
 
 CONNECT_TIMEOUT_S = 4.0
@@ -85,16 +86,18 @@ class Bucket:
         """The boto3 client; failures inside `explained()` become RemoteError."""
         from botocore.config import Config
 
+        endpoint = self.location.endpoint
         config = Config(
             connect_timeout=CONNECT_TIMEOUT_S, read_timeout=READ_TIMEOUT_S,
             retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
             signature_version="s3v4",  # presigned links have an older signature by default, which newer stores refuse
             max_pool_connections=20,
+            proxies={} if endpoint and is_local(endpoint) else None,  # None: those of the environment
             s3=None if self._addressing_style == "auto" else {"addressing_style": self._addressing_style},
         )  # fmt: skip
         session = self._session
         with self.explained():
-            return session.client("s3", endpoint_url=self.location.endpoint, config=config, verify=self.location.verify)
+            return session.client("s3", endpoint_url=endpoint, config=config, verify=self.location.verify)
 
     @cached_property
     def _session(self) -> Any:

@@ -95,6 +95,19 @@ def test_no_store_at_all(aws_environment: None) -> None:
     assert time.monotonic() - start < 10
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["127.0.0.1", "localhost"])
+def test_a_store_of_this_machine_is_reached_past_a_proxy(
+    name: str, moto_url: str, make_bucket: Callable[..., Bucket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket = make_bucket(moto_url.replace("127.0.0.1", name))
+    for variable in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(variable, raising=False)
+    for variable in ("HTTP_PROXY", "http_proxy"):
+        monkeypatch.setenv(variable, "http://127.0.0.1:9")
+    assert Bucket(bucket.location).put_new("object", b"content")
+
+
 def test_no_credentials(moto_url: str, aws_environment: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")

@@ -21,6 +21,8 @@ _BY_CODE = {
     "RequestTimeTooSkewed": "the clock differs from the store's by over 15 minutes; run `timedatectl set-ntp true`, or set it",
     "PermanentRedirect": "the bucket is in another region; set it with `emuedit remote init --region`",
     "SlowDown": "the store limits the rate of requests; wait, and use fewer jobs: `uv run dvc push --jobs 4`",
+    "ServiceUnavailable": "not available (503): the store, or the server behind its load balancer, is down or overloaded; "
+    "check its log, and try again later",
     "NotImplemented": "the store does not have this function",
 }
 _SAME_AS = {
@@ -33,7 +35,7 @@ _SAME_AS = {
     "InvalidLocationConstraint": "PermanentRedirect",
     "QuotaExceededException": "QuotaExceeded", "XMinioAdminBucketQuotaExceeded": "QuotaExceeded",
     "InsufficientStorage": "StorageFull", "XMinioStorageFull": "StorageFull", "507": "StorageFull",
-    "ServiceUnavailable": "SlowDown", "503": "SlowDown", "429": "SlowDown", "TooManyRequests": "SlowDown",
+    "503": "ServiceUnavailable", "429": "SlowDown", "TooManyRequests": "SlowDown",
     "MethodNotAllowed": "NotImplemented", "501": "NotImplemented", "405": "NotImplemented",
 }  # fmt: skip
 
@@ -67,6 +69,9 @@ def explained(place: str, timeout_s: float) -> Iterator[None]:
 def _of_response(response: Any, operation: str, place: str) -> RemoteError:
     details, status = response.get("Error", {}), response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     code = str(details.get("Code") or status)
+    if code == "403" and not operation.startswith("Head"):  # a store gives its code, except where an answer has no content
+        refusal = "something between here and the store refused with 403; check proxies and NO_PROXY"
+        return RemoteError(f"{place}: {refusal} [{operation}]", code)
     code = _SAME_AS.get(code, code)
     if code not in _BY_CODE:
         code = _SAME_AS.get(str(status), code)
@@ -79,8 +84,12 @@ def _of_response(response: Any, operation: str, place: str) -> RemoteError:
 
 def _network_text(code: str, error: Exception, timeout_s: float) -> str:
     match code:
-        case "EndpointConnectionError" | "ConnectTimeoutError" | "ConnectTimeout" | "ProxyConnectionError":
+        case "EndpointConnectionError" | "ConnectTimeoutError" | "ConnectTimeout":
             return f"no server answers at this address; start the store, or correct the endpoint. {CHECK}"
+        case "ProxyConnectionError":
+            proxy = getattr(error, "kwargs", {}).get("proxy_url", "")  # botocore hides its account
+            fix = "correct HTTP_PROXY and HTTPS_PROXY, or add the store's host to NO_PROXY"
+            return f"the proxy {proxy} does not answer, or refuses; {fix}"
         case "ReadTimeoutError" | "ReadTimeout":
             return f"no answer within {timeout_s:g} s after retries; the store or the network is too slow, try again later"
         case "ConnectionClosedError" | "ResponseStreamingError" | "IncompleteReadError" | "ProtocolError" | "IncompleteRead":

@@ -2,12 +2,14 @@
 
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 
 from emuedit.operations.storage import bucket as bucket_module
 from emuedit.operations.storage.bucket import Bucket, RemoteLocation
-from emuedit.operations.storage.remote_error import RemoteError
+from emuedit.operations.storage.remote_error import RemoteError, explained
 from tests.operations.faulty_proxy import Fault, FaultyProxy
 
 
@@ -34,6 +36,8 @@ def no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
         (Fault(500, "InternalError"), "the store failed with status 500"),
         (Fault(502, "BadGateway"), "the store failed with status 502"),
         (Fault(503, "SlowDown"), "limits the rate of requests"),
+        (Fault(429, "TooManyRequests"), "limits the rate of requests"),
+        (Fault(503, "XMinioServerNotInitialized"), r"not available \(503\)"),
         (Fault(403, "InvalidAccessKeyId"), "the store does not know the access key"),
         (Fault(403, "SignatureDoesNotMatch"), "the secret does not belong to the access key"),
         (Fault(400, "ExpiredToken"), "the credentials have expired; log in again"),
@@ -85,6 +89,37 @@ def test_a_refusal_is_not_repeated(remote: Bucket, proxy: FaultyProxy) -> None:
     with pytest.raises(RemoteError):
         remote.get("object")
     assert proxy.n_requests == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "operation", "text"),
+    [
+        (503, "503", "ListObjectsV2", r"not available \(503\): the store, or the server behind its load balancer, is down"),
+        (403, "403", "ListObjectsV2", "something between here and the store refused with 403; check proxies and NO_PROXY"),
+        (403, "", "PutObject", "something between here and the store refused with 403; check proxies and NO_PROXY"),
+        (403, "403", "HeadObject", "the credentials are valid, but not allowed to do this"),
+        (403, "AccessDenied", "ListObjectsV2", "the credentials are valid, but not allowed to do this"),
+    ],
+)
+def test_an_answer_without_a_code_of_s3_is_not_taken_for_the_stores(status: int, code: str, operation: str, text: str) -> None:
+    """Proxies and load balancers answer with HTML, for which botocore gives the status as the code; HEAD has no content."""
+    answer: Any = {"Error": {"Code": code, "Message": ""}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    with pytest.raises(RemoteError, match=f"s3://bucket: {text}"), explained("s3://bucket", 1.0):
+        raise ClientError(answer, operation)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_backoff")
+def test_a_proxy_that_does_not_answer_is_named_without_its_password(
+    aws_environment: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(variable, raising=False)
+    for variable in ("HTTPS_PROXY", "https_proxy"):
+        monkeypatch.setenv(variable, "http://ada:hidden@127.0.0.1:9")
+    with pytest.raises(RemoteError, match=r"the proxy http://\S+@127\.0\.0\.1:9 does not answer.* NO_PROXY") as caught:
+        Bucket(RemoteLocation("bucket", endpoint="https://store.example.org")).get("object")
+    assert "hidden" not in str(caught.value)
 
 
 @pytest.mark.slow

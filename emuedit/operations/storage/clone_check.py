@@ -11,6 +11,8 @@ from emuedit.operations.storage.remote_error import RemoteError
 
 DATA_FILES = ("dvc.lock", "*/dvc.lock", "*.dvc")
 """Git patterns for the files that list data."""
+_REFS = ("refs/heads/*", "refs/tags/*", "refs/exps/*")
+"""Patterns for the branches, tags and DVC experiments of a git remote."""
 
 
 def check_clone(root: Path, bucket: Bucket) -> None:
@@ -25,14 +27,18 @@ def _history_reasons(root: Path) -> Iterator[str]:
         return
     for remote in run_git(["remote"], root).split():
         try:
-            listing = run_git(["ls-remote", "--heads", "--tags", remote], root).splitlines()
+            listing = run_git(["ls-remote", remote, *_REFS], root).splitlines()
         except RemoteError as error:
             yield f"the branches of the git remote {remote} cannot be listed; fix or remove the remote ({error})"
             continue
         pairs = [line.split("\t") for line in listing if not line.endswith("^{}")]
         unknown = [name.removeprefix("refs/heads/") for commit, name in pairs if not _is_reachable(commit, root)]
         if unknown:
-            yield f"not fetched from the git remote {remote}: {first_names(unknown)}; `git fetch --tags {remote}`"
+            words = {
+                f"{remote} 'refs/exps/*:refs/exps/*'" if name.startswith("refs/exps/") else f"--tags {remote}" for name in unknown
+            }
+            fix = " and ".join(f"`git fetch {word}`" for word in sorted(words))
+            yield f"not fetched from the git remote {remote}: {first_names(unknown)}; {fix}"
 
 
 def _worktree_reasons(root: Path) -> Iterator[str]:
@@ -58,9 +64,10 @@ def _manifest_reasons(root: Path, bucket: Bucket) -> Iterator[str]:
 
 
 def _is_reachable(commit: str, root: Path) -> bool:
-    """Whether the commit is reachable from a branch, tag, remote-tracking branch or HEAD of this clone."""
+    """Whether the commit is reachable from a branch, tag, remote-tracking branch, DVC experiment or HEAD of this clone."""
     try:
         run_git(["cat-file", "-e", commit], root)
     except RemoteError:  # the commit is not in this clone
         return False
-    return not run_git(["rev-list", "--max-count=1", commit, "--not", "--branches", "--tags", "--remotes", "HEAD"], root).strip()
+    kept = ["--branches", "--tags", "--remotes", "--glob=refs/exps/*", "HEAD"]
+    return not run_git(["rev-list", "--max-count=1", commit, "--not", *kept], root).strip()

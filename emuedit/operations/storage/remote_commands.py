@@ -103,7 +103,8 @@ def _gc(options: argparse.Namespace) -> None:
     if plan.n_unreadable_commits:
         print(f"{plan.n_unreadable_commits} commits have a dvc.yaml that DVC cannot read; the data in their dvc.lock are kept")
     if plan.n_protected:
-        print(f"{plan.n_protected} objects that `dvc gc` would have deleted are kept, because a commit needs them")
+        reason = "because a commit or the working folder needs them"
+        print(f"{plan.n_protected} objects that `dvc gc` would have deleted are kept, {reason}")
     if plan.n_lost_folders:
         print(f"{plan.n_lost_folders} folders of old commits were never pushed, or are deleted: their files are unknown")
     print(f"{location.url}: {len(plan.sizes)} objects, {sum(plan.sizes.values()) / 1e6:.1f} MB, that no commit needs")

@@ -1,8 +1,8 @@
 """A guard around `dvc gc --cloud`, which deletes all data that no commit of a clone needs from a remote.
 
 An object is deleted only if no commit needs it according to both DVC, in a dry run, and this module's scan. DVC alone is not
-enough: it skips a commit whose dvc.yaml it cannot read, and when forced it silently deletes the files of a folder whose listing
-it could not get.
+enough: it skips a commit or a working folder whose dvc.yaml it cannot read, and when forced it silently deletes the files of a
+folder whose listing it could not get.
 """
 
 import re
@@ -29,7 +29,7 @@ class RemovalPlan:
 
     sizes: dict[str, int]
     n_protected: int
-    """Objects that DVC would delete although a commit needs them."""
+    """Objects that DVC would delete although a commit or the working folder needs them."""
     n_unreadable_commits: int
     n_lost_folders: int
     """Folders of commits whose listing is neither in the cache nor in the remote, so that their files are unknown."""
@@ -54,7 +54,7 @@ def plan_removal(root: Path, remote: str, bucket: Bucket) -> RemovalPlan:
 
 
 def needed_hashes(root: Path, bucket: Bucket) -> tuple[set[str], int]:
-    """The hashes of all data in a dvc.lock or .dvc file of any commit, and the number of lost folder listings.
+    """The hashes of all data in a dvc.lock or .dvc file of any commit or the working folder; the number of lost folder listings.
 
     Includes the commits of all refs (branches, tags, remote-tracking branches, experiments) and all stashes: refs/stash is the
     newest, the others are only in its reflog. Listings are read from the local cache, else from the remote.
@@ -63,6 +63,9 @@ def needed_hashes(root: Path, bucket: Bucket) -> tuple[set[str], int]:
     options = ["--full-history", "--root", "-m", "--format=", "--raw", "--no-abbrev", "--no-renames"]
     lines = run_git(["log", "--all", "HEAD", *stashes, *options, "--", *DATA_FILES], root).splitlines()
     blobs = {line.split()[3] for line in lines if line.startswith(":")} - {"0" * 40}
-    hashes = {digest for blob in blobs for digest in _HASH.findall(run_git(["cat-file", "blob", blob], root))}
+    texts = [run_git(["cat-file", "blob", blob], root) for blob in blobs]
+    names = run_git(["ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *DATA_FILES], root).split("\0")
+    texts += [(root / name).read_text(errors="replace") for name in names if (root / name).is_file()]
+    hashes = {digest for text in texts for digest in _HASH.findall(text)}
     files, missing = files_of_folders(hashes, cache_folder(root), bucket)
     return hashes | files, len(missing)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from emuedit.cli import main
-from emuedit.operations.storage import data_manifest, dvc_remote, object_probes
+from emuedit.operations.storage import clone_check, data_manifest, dvc_remote, object_probes
 from emuedit.operations.storage.bucket import Bucket
 from emuedit.operations.storage.remote_error import RemoteError
 from tests.operations.conftest import MOTO
@@ -221,7 +221,22 @@ def test_gc_keeps_what_every_stash_and_an_unreadable_commit_name(
     status, output, errors = run("gc", "--yes")
     assert status == 0, errors
     assert "1 commits have a dvc.yaml that DVC cannot read" in output
-    assert "objects that `dvc gc` would have deleted are kept, because a commit needs them" in output
+    assert "objects that `dvc gc` would have deleted are kept, because a commit or the working folder needs them" in output
+    assert remote.names("files/") == before
+
+
+@pytest.mark.parametrize("store_url", [MOTO], indirect=True)  # what DVC does is the subject
+@pytest.mark.usefixtures("dvc_in_process")
+def test_gc_keeps_the_uncommitted_data_of_a_pipeline_with_conflict_markers(
+    project: Path, remote: Bucket, run: Run, dvc_run: Callable[..., None]
+) -> None:
+    (project / "dvc.yaml").write_text("stages: {make: {cmd: echo new > out, outs: [out]}}\n")
+    dvc_run("repro", "-q")
+    dvc_run("push", "-q")
+    (project / "dvc.yaml").write_text("<<<<<<< HEAD\nstages: {}\n=======\n>>>>>>> other\n")
+    before = remote.names("files/")
+    status, _, errors = run("gc", "--yes")
+    assert status == 0, errors
     assert remote.names("files/") == before
 
 
@@ -238,6 +253,12 @@ def test_gc_refuses_a_clone_that_does_not_know_all(
     status, _, errors = run("gc")
     assert status == 2
     assert "not fetched from the git remote origin: main; `git fetch --tags origin`" in errors
+    shell("git", "fetch", "-q", "--tags", "origin", cwd=other)
+    commit = shell("git", "commit-tree", "-m", "experiment", "HEAD^{tree}", cwd=project).strip()
+    shell("git", "update-ref", "refs/exps/ab/cdef/lucky-name", commit, cwd=project)
+    assert "refs/exps/ab/cdef/lucky-name; `git fetch origin 'refs/exps/*:refs/exps/*'`" in run("gc")[2]
+    shell("git", "fetch", "-q", "origin", "refs/exps/*:refs/exps/*", cwd=other)
+    clone_check.check_clone(other, remote)
 
     shallow = tmp_path / "shallow"
     shell("git", "clone", "-q", "--depth=1", f"file://{project}", str(shallow), cwd=tmp_path)

@@ -3,7 +3,15 @@
 from datetime import UTC, datetime, timedelta
 
 from emuedit.operations.storage.bucket import Bucket
-from emuedit.operations.storage.bucket_setup import ABORT_UPLOADS_DAYS, lifecycle_rules, removes_data, rule_prefix
+from emuedit.operations.storage.bucket_setup import (
+    ABORT_UPLOADS,
+    ABORT_UPLOADS_DAYS,
+    UPLOADS_BY_STORE,
+    lifecycle_rules,
+    removes_data,
+    rule_prefix,
+    wanted_rules,
+)
 from emuedit.operations.storage.remote_check import FAIL, PASS, WARN, Probe, ProbeOutcome
 from emuedit.operations.storage.remote_error import RemoteError
 
@@ -35,13 +43,14 @@ def probe_lifecycle(bucket: Bucket, folder: str) -> ProbeOutcome:
             FAIL, f"rule {', '.join(bad)} removes data of {place.url}", "restrict or delete it; this project did not create it"
         )
     ends_uploads = any(
-        rule.get("Status") == "Enabled"
-        and "AbortIncompleteMultipartUpload" in rule
-        and place.key("").startswith(rule_prefix(rule))
+        rule.get("Status") == "Enabled" and ABORT_UPLOADS in rule and place.key("").startswith(rule_prefix(rule))
         for rule in rules
     )
     if not ends_uploads:
-        return ProbeOutcome(WARN, "no rule aborts unfinished uploads, which use space but appear in no listing", _RUN_INIT)
+        other_ids = {rule["ID"] for rule in wanted_rules(place) if ABORT_UPLOADS not in rule}
+        is_refused = other_ids <= {rule.get("ID") for rule in rules}  # by the store: `init` sets all rules, or all but this one
+        advice = f"the store refuses such a rule; {UPLOADS_BY_STORE}" if is_refused else _RUN_INIT
+        return ProbeOutcome(WARN, "no rule aborts unfinished uploads, which use space but appear in no listing", advice)
     return ProbeOutcome(PASS, f"{len(rules)} rules; unfinished uploads are aborted")
 
 

@@ -10,6 +10,10 @@ from emuedit.operations.storage.remote_error import RemoteError
 
 ABORT_UPLOADS_DAYS, SCRATCH_DAYS, OLD_VERSIONS_DAYS = 2, 7, 30
 """Days after which the rules abort unfinished uploads, and remove scratch objects and old versions."""
+ABORT_UPLOADS = "AbortIncompleteMultipartUpload"
+"""The action of the rule that ends unfinished uploads."""
+UPLOADS_BY_STORE = "let the store end them by its own setting (MinIO: stale_uploads_expiry, by default 24 h)"
+"""What to do if the store refuses that rule."""
 _DEFAULT_REGION = "us-east-1"  # that of a bucket without a LocationConstraint, which AWS refuses for this region
 
 
@@ -77,13 +81,31 @@ def lifecycle_rules(bucket: Bucket) -> list[dict[str, Any]]:
     return rules
 
 
-def merge_lifecycle(bucket: Bucket) -> int:
-    """Add or update the rules of this prefix; returns the number of other rules, which are not changed."""
+def merge_lifecycle(bucket: Bucket) -> tuple[int, bool]:
+    """Add or update the rules of this prefix; returns the number of other rules, which are not changed, and whether uploads end.
+
+    MinIO refuses a rule that only ends unfinished uploads, and all others with it, so they are then set without that one.
+    """
     rules = wanted_rules(bucket.location)
     ids = {rule["ID"] for rule in rules}
     others = [rule for rule in lifecycle_rules(bucket) if rule.get("ID") not in ids]
-    bucket.call("put_bucket_lifecycle_configuration", LifecycleConfiguration={"Rules": [*others, *rules]})
-    return len(others)
+    try:
+        bucket.call("put_bucket_lifecycle_configuration", LifecycleConfiguration={"Rules": [*others, *rules]})
+    except RemoteError as error:
+        if error.code not in ("MalformedXML", "InvalidArgument", "NotImplemented"):
+            raise
+        rules = [rule for rule in rules if ABORT_UPLOADS not in rule]
+        bucket.call("put_bucket_lifecycle_configuration", LifecycleConfiguration={"Rules": [*others, *rules]})
+        return len(others), False
+    return len(others), True
+
+
+def old_versions_days(bucket: Bucket) -> int | None:
+    """Days after which a rule removes deleted and replaced data of this prefix; None if no rule does."""
+    ours = bucket.location.key("")
+    rules = [rule for rule in lifecycle_rules(bucket) if rule.get("Status") == "Enabled" and ours.startswith(rule_prefix(rule))]
+    days = [rule["NoncurrentVersionExpiration"].get("NoncurrentDays") for rule in rules if "NoncurrentVersionExpiration" in rule]
+    return min((n_days for n_days in days if n_days is not None), default=None)
 
 
 def wanted_rules(location: RemoteLocation) -> list[dict[str, Any]]:
@@ -91,7 +113,7 @@ def wanted_rules(location: RemoteLocation) -> list[dict[str, Any]]:
     name, everything = location.prefix.replace("/", "-") or "all", {"Prefix": location.key("")}
     return [
         {"ID": f"emuedit-{name}-end-unfinished-uploads", "Status": "Enabled", "Filter": everything,
-         "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": ABORT_UPLOADS_DAYS}},
+         ABORT_UPLOADS: {"DaysAfterInitiation": ABORT_UPLOADS_DAYS}},
         {"ID": f"emuedit-{name}-remove-scratch", "Status": "Enabled", "Filter": {"Prefix": location.key(f"{SCRATCH}/")},
          "Expiration": {"Days": SCRATCH_DAYS}},
         {"ID": f"emuedit-{name}-remove-old-versions", "Status": "Enabled", "Filter": everything,

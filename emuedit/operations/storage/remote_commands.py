@@ -64,10 +64,14 @@ def _init(options: argparse.Namespace) -> None:
     except RemoteError as error:
         print(f"versioning: NOT turned on. {error}", file=sys.stderr)
     try:
-        n_others = bucket_setup.merge_lifecycle(bucket)
-        days = f"unfinished uploads {bucket_setup.ABORT_UPLOADS_DAYS}, scratch {bucket_setup.SCRATCH_DAYS}"
-        days += f", deleted or replaced data {bucket_setup.OLD_VERSIONS_DAYS}"
+        n_others, ends_uploads = bucket_setup.merge_lifecycle(bucket)
+        days = f"scratch {bucket_setup.SCRATCH_DAYS}, deleted or replaced data {bucket_setup.OLD_VERSIONS_DAYS}"
+        days = f"unfinished uploads {bucket_setup.ABORT_UPLOADS_DAYS}, {days}" if ends_uploads else days
         print(f"lifecycle rules, days until removal: {days}; {n_others} other rules are unchanged")
+        if not ends_uploads:
+            print(
+                f"unfinished uploads: the store refuses a rule that ends them; {bucket_setup.UPLOADS_BY_STORE}", file=sys.stderr
+            )
     except RemoteError as error:
         print(f"lifecycle rules: NOT set. {error}", file=sys.stderr)
     before = dvc_remote.write_location(root, options.name, location, options.local)
@@ -128,9 +132,15 @@ def _deletion_text(bucket: Bucket) -> str:
         case None:
             denied = "these credentials may not read it (s3:GetBucketVersioning); ask the owner of the bucket"
             return f"deleted; it is unknown whether the bucket keeps old versions, as {denied}"
-        case True:
-            return f"deleted; old versions are kept for {bucket_setup.OLD_VERSIONS_DAYS} days"
-    return "deleted permanently"
+        case False:
+            return "deleted permanently"
+    try:
+        days = bucket_setup.old_versions_days(bucket)
+    except RemoteError as error:
+        return f"deleted; old versions are kept, it is unknown for how long ({error.code})"
+    if days is None:
+        return "deleted; old versions are kept and use space, as no rule removes them; `emuedit remote init` adds one"
+    return f"deleted; old versions are kept for {days} days"
 
 
 def _verify(options: argparse.Namespace) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from emuedit.operations.storage import access_probes, bucket_setup
+from emuedit.operations.storage import access_probes, bucket_probes, bucket_setup
 from emuedit.operations.storage.bucket import SCRATCH, Bucket, RemoteLocation
 from emuedit.operations.storage.remote_error import RemoteError
 
@@ -67,6 +67,38 @@ def test_who_may_neither_list_nor_write_cannot(
         with pytest.raises(RemoteError, match="refused: AccessDenied"):
             bucket_setup.create_bucket(bucket)
     assert calls == ["list_objects_v2", "put_object"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("code", ["MalformedXML", "InvalidArgument", "NotImplemented"])
+def test_a_store_that_refuses_to_end_uploads_gets_the_other_rules(
+    code: str, moto_url: str, make_bucket: Callable[..., Bucket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket = make_bucket(moto_url)
+    answer = Bucket.call
+
+    def call(bucket: Bucket, operation: str, **arguments: Any) -> Any:
+        if any("AbortIncomplete" in str(rule) for rule in arguments.get("LifecycleConfiguration", {}).get("Rules", [])):
+            raise RemoteError("refused, as MinIO does", code)
+        return answer(bucket, operation, **arguments)
+
+    assert bucket_setup.old_versions_days(bucket) is None
+    assert "remote init" in bucket_probes.probe_lifecycle(bucket, "").advice
+    monkeypatch.setattr(Bucket, "call", call)
+    assert bucket_setup.merge_lifecycle(bucket) == (0, False)
+    names = [rule["ID"].partition("prefix-")[2] for rule in bucket_setup.lifecycle_rules(bucket)]
+    assert names == ["remove-scratch", "remove-old-versions"]
+    assert bucket_setup.old_versions_days(bucket) == 30
+    outcome = bucket_probes.probe_lifecycle(bucket, "")
+    assert (outcome.status, outcome.advice.partition(";")[0]) == ("warn", "the store refuses such a rule")
+
+
+def test_rules_that_may_not_be_set_are_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bucket_setup, "lifecycle_rules", lambda bucket: [])
+    calls = refuse(monkeypatch, "AccessDenied", "put_bucket_lifecycle_configuration")
+    with pytest.raises(RemoteError, match="AccessDenied"):
+        bucket_setup.merge_lifecycle(Bucket(RemoteLocation("bucket", "prefix")))
+    assert calls == ["put_bucket_lifecycle_configuration"]
 
 
 @pytest.mark.parametrize("code", ["InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"])

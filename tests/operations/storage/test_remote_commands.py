@@ -174,6 +174,7 @@ def test_outputs_that_are_never_pushed_are_not_asked_for(
         ("", "deleted; old versions are kept for 30 days."),
         ("AccessDenied", "deleted; it is unknown whether the bucket keeps old versions, as these credentials may not read it"),
         ("NotImplemented", "deleted permanently."),
+        ("NoSuchLifecycleConfiguration", "deleted; old versions are kept and use space, as no rule removes them"),
     ],
 )
 @pytest.mark.usefixtures("dvc_in_process")
@@ -186,7 +187,8 @@ def test_gc_says_only_what_it_knows_about_old_versions(
     call = Bucket.call
 
     def refuse(bucket: Bucket, operation: str, **arguments: Any) -> Any:
-        if code and operation == "get_bucket_versioning":
+        refused = "get_bucket_lifecycle_configuration" if "Lifecycle" in code else "get_bucket_versioning"
+        if code and operation == refused:
             raise RemoteError(f"refused: {code}", code)
         return call(bucket, operation, **arguments)
 

@@ -88,7 +88,7 @@ def _database_findings(api: str, account: str) -> Iterator[Finding]:
 
 def _heartbeat_findings() -> Iterator[Finding]:
     """This shell and all workers of this machine send heartbeats as often as the automation expects them."""
-    intervals = {"this shell": os.environ.get(_HEARTBEAT) or _read_profile().get(_HEARTBEAT, _DEFAULT_HEARTBEAT_S)}
+    intervals = {"this shell": os.environ.get(_HEARTBEAT) or read_profile().get(_HEARTBEAT, _DEFAULT_HEARTBEAT_S)}
     for worker in processes_with("prefect", "worker", "start"):
         intervals[f"worker {worker.pid}"] = worker.environment.get(_HEARTBEAT, _DEFAULT_HEARTBEAT_S)
     slow = [f"{place} every {value} s" for place, value in intervals.items() if not _is_fast(value)]
@@ -103,11 +103,13 @@ def _is_fast(value: str) -> bool:
     return value.isdecimal() and 0 < int(value) <= int(_HEARTBEAT_S)
 
 
-def _read_profile() -> dict[str, str]:
+def read_profile() -> dict[str, str]:
     """Settings of Prefect's active profile; empty if there is none, or if it cannot be read."""
     home = Path(os.environ.get("PREFECT_HOME") or "~/.prefect").expanduser()
     try:
-        content = tomllib.loads((home / "profiles.toml").read_text(encoding="utf-8"))
+        content = tomllib.loads(
+            Path(os.environ.get("PREFECT_PROFILES_PATH") or home / "profiles.toml").read_text(encoding="utf-8")
+        )
     except (OSError, ValueError):
         return {}
     profile = content.get("profiles", {}).get(os.environ.get("PREFECT_PROFILE") or content.get("active"), {})

@@ -1,4 +1,4 @@
-"""Checks of the servers at MLFLOW_TRACKING_URI and PREFECT_API_URL, and of hanging runs."""
+"""Checks of the servers at MLFLOW_TRACKING_URI and PREFECT_API_URL, also of Prefect's profile, and of hanging runs."""
 
 import importlib.metadata
 import os
@@ -21,8 +21,9 @@ _PENDING = timedelta(minutes=40)  # infra/prefect/automations.yaml
 _RUNNING = timedelta(days=3)  # as the Job of a retrain in infra/k8s; a training of photographs takes days
 _MAX_SKEW_S = 60.0
 _PROXIED = ("MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD", "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD")
+_API_ENV = "PREFECT_API_URL"
 _JOBS = "MLFLOW_SERVER_ENABLE_JOB_EXECUTION"
-_STALE = "unset {name}, or start the servers: `uv run emuedit up`, then `source .emuedit/env`"
+_STALE = "{unset}, or start the servers: `uv run emuedit up`, then `source .emuedit/env`"
 
 
 def check_mlflow() -> Iterator[Finding]:
@@ -66,12 +67,14 @@ def check_mlflow() -> Iterator[Finding]:
 
 def check_prefect() -> Iterator[Finding]:
     """Prefect answers, has the client's version, no flow run hangs, and it is set up as the flows need it."""
-    api = os.environ.get("PREFECT_API_URL", "").rstrip("/")
+    api = _prefect_setting(_API_ENV).rstrip("/")
     if not api:
         yield Finding("Prefect", "pass", "no server: each retrain starts a local one")
         return
     health = ask(f"{api}/health", _ANSWER_S)
-    if problem := _health_problem("Prefect", api, health, "PREFECT_API_URL"):
+    if problem := _health_problem(
+        "Prefect", api, health, _API_ENV, "" if os.environ.get(_API_ENV) else f"prefect config unset {_API_ENV}"
+    ):
         yield problem
         return
     client_version, answer = (
@@ -162,11 +165,18 @@ def _clock_finding(name: str, answer: Answer) -> Iterator[Finding]:
 
 
 def _prefect_account() -> str:
-    return os.environ.get("PREFECT_API_AUTH_STRING", "")
+    return _prefect_setting("PREFECT_API_AUTH_STRING")
 
 
-def _health_problem(name: str, url: str, health: Answer, variable: str) -> Finding | None:
-    """Why clients cannot use a server by its answer at /health; None if they can. `variable`: that with its address.
+def _prefect_setting(name: str) -> str:
+    """A setting of Prefect, from the environment or the active profile; empty if it is in neither."""
+    return os.environ.get(name) or prefect_checks.read_profile().get(name, "")
+
+
+def _health_problem(name: str, url: str, health: Answer, variable: str, unset: str = "") -> Finding | None:
+    """Why clients cannot use a server by its answer at /health; None if they can.
+
+    variable: that with its address. unset: the command that removes the address; default: unset VARIABLE.
 
     A redirect is a failure: clients would send a redirected POST as a GET, or the account to another server.
     """
@@ -175,7 +185,7 @@ def _health_problem(name: str, url: str, health: Answer, variable: str) -> Findi
         detail = f"{hide_password(url)} redirects to {address}, and requests with data or an account do not follow"
         return Finding(name, "fail", detail, f"set {variable} to that address")
     if not health.is_success:
-        return Finding(name, "fail", _no_answer(url, health), _STALE.format(name=variable))
+        return Finding(name, "fail", _no_answer(url, health), _STALE.format(unset=unset or f"unset {variable}"))
     return None
 
 

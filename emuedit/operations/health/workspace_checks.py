@@ -85,8 +85,8 @@ def check_data_in_remote() -> Iterator[Finding]:
         yield Finding("data in remote", "warn", f"unknown: DVC did not finish within {_DVC_S:g} s", by_hand)
         return
     if process.returncode:
-        lines = process.stderr.strip().splitlines()
-        yield Finding("data in remote", "warn", f"unknown: {lines[-1] if lines else 'DVC failed'}", by_hand)
+        reason = " ".join(dvc_remote.failure_text(process.stderr).split())
+        yield Finding("data in remote", "warn", f"unknown: {reason or 'DVC failed'}", by_hand)
         return
     paths = json.loads(process.stdout or "{}").get("not_in_remote", [])
     folders = tuple(path for path in paths if path.endswith("/"))

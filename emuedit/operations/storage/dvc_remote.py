@@ -13,6 +13,8 @@ from emuedit.operations.storage.bucket import RemoteLocation
 from emuedit.operations.storage.remote_error import RemoteError
 
 INIT = "create one with `emuedit remote init s3://bucket/prefix`"
+CONFIG, LOCAL_CONFIG = ".dvc/config", ".dvc/config.local"
+"""Files with DVC settings of a project; git ignores the second, which replaces single settings of the first."""
 _GIT_TIMEOUT_S = 60
 
 
@@ -25,11 +27,15 @@ def run_dvc(arguments: Sequence[str], root: Path, with_warnings: bool = False) -
     command = [sys.executable, "-W", "ignore", "-m", "dvc", *arguments]
     process = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)  # noqa: S603 - fixed words
     if process.returncode:
-        reason = process.stderr.strip() or process.stdout.strip()
-        _, _, errors = reason.partition("ERROR: ")  # warnings precede it
-        reason = (errors or reason)[-1500:]
+        reason = failure_text(process.stderr.strip() or process.stdout.strip())
         raise RemoteError(f"`dvc {arguments[0]}` failed with status {process.returncode}: {reason}", "DvcFailed")
     return process.stdout + (process.stderr if with_warnings else "")
+
+
+def failure_text(messages: str) -> str:
+    """The reason of a failure in DVC's messages, at most 1500 characters: what follows the warnings and precedes the footer."""
+    _, _, errors = messages.partition("ERROR: ")
+    return (errors or messages).partition("Having any troubles?")[0].strip()[-1500:]
 
 
 def run_git(arguments: Sequence[str], root: Path) -> str:
@@ -61,12 +67,12 @@ def read_location(root: Path) -> tuple[str, RemoteLocation]:
 
 def read_s3_remote() -> dict[str, str] | None:
     """Options of the default remote of the working folder if it is in S3, read without DVC, which takes a second to start."""
-    parser = configparser.ConfigParser()
-    parser.read([".dvc/config", ".dvc/config.local"])
-    section = f"'remote \"{parser.get('core', 'remote', fallback='')}\"'"
-    if section not in parser or not parser[section].get("url", "").startswith("s3://"):
-        return None
-    return dict(parser[section])
+    parser = configparser.ConfigParser(interpolation=None)
+    parser.read([CONFIG, LOCAL_CONFIG])
+    name = f'remote "{parser.get("core", "remote", fallback="")}"'  # DVC writes it in quotes, and reads both forms
+    sections = [parser[section] for section in parser.sections() if section.strip("'") == name]
+    remote = {key: value for section in sections for key, value in section.items()}
+    return remote if remote.get("url", "").startswith("s3://") else None
 
 
 def to_location(remote: Mapping[str, str]) -> RemoteLocation:

@@ -40,6 +40,9 @@ def plain_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "no_proxy",
     ):
         monkeypatch.delenv(name, raising=False)
+    for name in ("PREFECT_PROFILES_PATH", "PREFECT_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
 
 
 def only(findings: Iterator[Finding], name: str) -> Finding:
@@ -149,6 +152,18 @@ def test_addresses_of_servers_that_are_gone_fail(monkeypatch: pytest.MonkeyPatch
     assert time.monotonic() - start < 10
     assert [finding.status for finding in findings] == ["fail", "fail"]
     assert all("emuedit up" in finding.fix for finding in findings)
+
+
+@pytest.mark.parametrize("variable", ["PREFECT_HOME", "PREFECT_PROFILES_PATH"])
+def test_a_prefect_server_that_a_profile_names_is_asked(variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "profiles.toml"
+    file.write_text('active = "team"\n[profiles.team]\nPREFECT_API_URL = "http://127.0.0.1:9/api"\n')
+    monkeypatch.setenv(variable, str(tmp_path if variable == "PREFECT_HOME" else file))
+    (finding,) = server_checks.check_prefect()
+    assert (finding.status, finding.detail.split(":")[:2]) == ("fail", ["http", "//127.0.0.1"])
+    assert finding.fix.startswith("prefect config unset PREFECT_API_URL, or start the servers")
+    file.unlink()
+    assert next(server_checks.check_prefect()).status == "pass"
 
 
 def test_mlflow_in_folders_fails(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -68,6 +69,18 @@ def test_a_remote_that_does_not_answer_in_time_is_unknown(tmp_path: Path, monkey
     monkeypatch.setattr(workspace_checks, "_DVC_S", 0.01)
     (finding,) = workspace_checks.check_data_in_remote()
     assert (finding.status, finding.detail) == ("warn", "unknown: DVC did not finish within 0.01 s")
+
+
+def test_the_reason_of_dvc_is_shown_without_its_warnings_and_footer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(".dvc").mkdir()
+    footer = "Having any troubles? Hit us up at https://dvc.org/support, we are always happy to help!"
+    messages = f"WARNING: a file is missing.\nERROR: unexpected error - The AWS Access Key Id does not exist.\n\n{footer}\n"
+    process = subprocess.CompletedProcess([], 255, "", messages)
+    patched = SimpleNamespace(run=lambda *_, **__: process, TimeoutExpired=subprocess.TimeoutExpired)
+    monkeypatch.setattr(workspace_checks, "subprocess", patched)
+    (finding,) = workspace_checks.check_data_in_remote()
+    assert (finding.status, finding.detail) == ("warn", "unknown: unexpected error - The AWS Access Key Id does not exist.")
 
 
 def test_a_stage_whose_dvc_was_killed_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

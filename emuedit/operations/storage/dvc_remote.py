@@ -89,15 +89,56 @@ def to_location(remote: Mapping[str, str]) -> RemoteLocation:
 def write_location(root: Path, name: str, location: RemoteLocation, local: bool) -> str | None:
     """Write the remote and make it the default; returns the previous URL of a remote with this name, if it differs.
 
-    local: to .dvc/config.local, which git ignores, instead of .dvc/config. Credentials are never written.
+    local: to .dvc/config.local, which git ignores, instead of .dvc/config. Credentials are never written. Other options of the
+    remote in that file stay if its URL and endpoint do. Raises RemoteError, and writes nothing, if DVC would use another store
+    than `location` because of options in its other files.
     """
-    before = read_settings(root).get(f"remote.{name}.url")
-    where = ["--local"] if local else []
-    run_dvc(["remote", "add", *where, "--default", "--force", name, location.url], root)
-    for setting, value in {"endpointurl": location.endpoint, "region": location.region, "profile": location.profile}.items():
-        if value is not None:
-            run_dvc(["remote", "modify", *where, name, setting, value], root)
+    file, where = (LOCAL_CONFIG, ["--local"]) if local else (CONFIG, [])
+    start = f"remote.{name.lower()}."  # as DVC writes names
+    options = {"url": location.url, "endpointurl": location.endpoint, "region": location.region, "profile": location.profile}
+    files = _read_files(root)
+    _refuse_others(files, file, {"core.remote": name.lower(), **{start + option: value for option, value in options.items()}})
+    before = {key: value for settings in files.values() for key, value in settings.items()}.get(f"{start}url")
+    present = {key.removeprefix(start): value for key, value in files.get(file, {}).items() if key.startswith(start)}
+    if present.get("url") == location.url and present.get("endpointurl") == location.endpoint:
+        run_dvc(["remote", "default", *where, name], root)
+    else:
+        run_dvc(["remote", "add", *where, "--default", "--force", name, location.url], root)
+        present = {"url": location.url}
+    for option, value in options.items():
+        if value != present.get(option):
+            change = [name, option, value] if value is not None else ["--unset", name, option]
+            run_dvc(["remote", "modify", *where, *change], root)
     return before if before != location.url else None
+
+
+def _read_files(root: Path) -> dict[str, dict[str, str]]:
+    """Each file with DVC settings -> its settings; a later file replaces single settings of the earlier ones."""
+    files: dict[str, dict[str, str]] = {}
+    for line in run_dvc(["config", "--list", "--show-origin"], root).splitlines():
+        file, _, setting = line.partition("\t")
+        key, has_value, value = setting.partition("=")
+        if has_value:
+            files.setdefault(file, {})[key] = value
+    return files
+
+
+def _refuse_others(files: Mapping[str, Mapping[str, str]], written: str, new_settings: Mapping[str, str | None]) -> None:
+    """Raise RemoteError if another file than `written` replaces one of `new_settings`, or adds one that is None there."""
+    name = new_settings["core.remote"]
+    for file, settings in files.items():
+        if file == LOCAL_CONFIG:
+            keys = [key for key, value in new_settings.items() if key in settings and settings[key] != value]
+            fix = f"`uv run dvc remote remove --local {name}`"
+            if "core.remote" in keys:
+                fix = "`uv run dvc config --local --unset core.remote`" + (f" and {fix}" if len(keys) > 1 else "")
+            fix = f"remove it there ({fix}), or write to that file (`emuedit remote init --local`)"
+        else:
+            keys = [key for key, value in new_settings.items() if key in settings and value is None]
+            fix = "set it too, or choose another name with `emuedit remote init --name`"
+        if keys and file != written:
+            got = ", ".join(f"{key}={settings[key]}" for key in keys)
+            raise RemoteError(f"want the DVC remote {name!r} to be only what {written} says, got {got} in {file}; {fix}")
 
 
 def find_root(start: Path | None = None) -> Path:

@@ -75,7 +75,7 @@ def _init(options: argparse.Namespace) -> None:
     except RemoteError as error:
         print(f"lifecycle rules: NOT set. {error}", file=sys.stderr)
     before = dvc_remote.write_location(root, options.name, location, options.local)
-    file = ".dvc/config.local" if options.local else ".dvc/config"
+    file = dvc_remote.LOCAL_CONFIG if options.local else dvc_remote.CONFIG
     print(f"DVC remote {options.name!r}, the default: {location}, in {file}" + (f"; it was {before}" if before else ""))
     commit = "" if options.local else f" `git commit {file}`,"
     print(f"next: `emuedit remote check`,{commit} `uv run dvc push`")

@@ -1,6 +1,7 @@
 """The commands `emuedit up`, `down`, `status` and `doctor`."""
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Sequence
@@ -178,7 +179,8 @@ def _read_layout(folder: Path) -> server_stack.StackLayout | None:
     ports = {**dict.fromkeys(server_stack.PORT_NAMES, 0), **remembered}
     postgres, store = None, None
     if (folder / "postgres").exists():  # otherwise `find_postgres` would create a password
-        postgres, _ = postgres_server.find_postgres(folder, ports["postgres"])
+        with contextlib.suppress(postgres_server.PostgresError):  # `status` and `down` go on without it
+            postgres, _ = postgres_server.find_postgres(folder, ports["postgres"])
     if (folder / ceph_store.KEYS_FILE).exists():  # otherwise `find_store` would create keys
         store, _ = ceph_store.find_store(folder, ports[ceph_store.NAME], ports[ceph_store.MONITOR])
     return server_stack.StackLayout(folder, ports, postgres, store)

@@ -102,24 +102,37 @@ class Postgres:
 
 
 def find_postgres(folder: Path, port: int) -> tuple[Postgres | None, str]:
-    """PostgreSQL for a data folder, or None, and a text with the reason."""
+    """PostgreSQL for a data folder, or None, and a text with the reason.
+
+    Raises PostgresError if the folder has a cluster, and PostgreSQL cannot run: SQLite would be an empty registry.
+    """
     if os.environ.get("EMUEDIT_DATABASE") == "sqlite":
         return None, "SQLite, as EMUEDIT_DATABASE says"
     version = _version_of_cluster(folder / "postgres")
     binaries = _find_binaries(version) or (_DEBIAN_FOLDER / version / "bin" if version else None)
     if binaries is None:
         return None, "SQLite: PostgreSQL is not installed (Debian: apt-get install postgresql)"
-    if importlib.util.find_spec("psycopg2") is None:
-        return None, "SQLite: the driver of PostgreSQL is missing (uv sync --extra servers)"
-    user = None
-    if os.geteuid() == 0:
-        if not _has_user(_SYSTEM_USER):
-            return None, f"SQLite: PostgreSQL does not run as root, and there is no user {_SYSTEM_USER}"
-        if not _can_enter(folder, _SYSTEM_USER):
-            return None, f"SQLite: PostgreSQL does not run as root, and the user {_SYSTEM_USER} cannot enter {folder}"
-        user = _SYSTEM_USER
+    user = _SYSTEM_USER if os.geteuid() == 0 else None
+    if problem := _why_not(folder, user):
+        if version:
+            raise PostgresError(
+                f"want PostgreSQL, which has the data of {folder}, got a problem: {problem}; correct it, or set "
+                "EMUEDIT_DATABASE=sqlite to start with an empty registry"
+            )
+        return None, f"SQLite: {problem}"
     postgres = Postgres(binaries, folder / "postgres", port, _read_password(folder / _PASSWORD_FILE), user)
     return postgres, f"PostgreSQL from {binaries}" + (f", as the user {user}" if user else "")
+
+
+def _why_not(folder: Path, user: str | None) -> str:
+    """Why PostgreSQL cannot run in a data folder as this user (None: that of this process); empty if it can."""
+    if importlib.util.find_spec("psycopg2") is None:
+        return "the driver of PostgreSQL is missing (uv sync --extra servers)"
+    if user and not _has_user(user):
+        return f"PostgreSQL does not run as root, and there is no user {user}"
+    if user and not _can_enter(folder, user):
+        return f"PostgreSQL does not run as root, and the user {user} cannot enter {folder}"
+    return ""
 
 
 def _find_binaries(version: str = "") -> Path | None:

@@ -1,11 +1,13 @@
 """Which binaries serve a cluster: those of the version that made it, however many newer ones are installed."""
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from emuedit import cli
 from emuedit.operations.servers import postgres_server
 
 TOOLS = ("initdb", "postgres", "pg_isready", "psql")
@@ -68,6 +70,37 @@ def test_a_cluster_whose_version_is_gone_is_not_started(
     message = rf"want PostgreSQL 14, which created {tmp_path / 'postgres'}, got .*pg_upgradecluster.* dump .* restore"
     with pytest.raises(postgres_server.PostgresError, match=message):
         postgres.initialise()
+
+
+def remove_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(postgres_server.importlib.util, "find_spec", lambda name: None)
+
+
+def close_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(postgres_server.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(postgres_server, "_has_user", lambda name: True)
+    monkeypatch.setattr(postgres_server, "_can_enter", lambda folder, user: False)
+
+
+@pytest.mark.parametrize(
+    ("break_it", "problem"), [(remove_driver, "the driver of PostgreSQL is missing"), (close_folder, "postgres cannot enter")]
+)
+def test_a_cluster_is_never_replaced_by_an_empty_sqlite(
+    break_it: Callable[[pytest.MonkeyPatch], None], problem: str, installed: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    break_it(monkeypatch)
+    assert postgres_server.find_postgres(tmp_path, 8500)[0] is None, "want SQLite where there are no data yet"
+    write_cluster(tmp_path, "15")
+    message = f"want PostgreSQL, which has the data of {tmp_path}, got .*{problem}.* EMUEDIT_DATABASE=sqlite"
+    with pytest.raises(postgres_server.PostgresError, match=message):
+        postgres_server.find_postgres(tmp_path, 8500)
+    (tmp_path / "ports.json").write_text('{"mlflow": 1, "prefect": 2}')
+    assert cli.main(["down", "--data", str(tmp_path)]) == 0
+    assert cli.main(["status", "--data", str(tmp_path)]) == 1
+    assert "stopped" in capsys.readouterr().out
+    monkeypatch.setenv("EMUEDIT_DATABASE", "sqlite")
+    assert postgres_server.find_postgres(tmp_path, 8500) == (None, "SQLite, as EMUEDIT_DATABASE says")
 
 
 def test_postgres_is_left_out_where_it_cannot_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

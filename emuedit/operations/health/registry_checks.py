@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from emuedit.operations.health.health_finding import Finding
+from emuedit.operations.servers.background_process import read_record
 from emuedit.operations.servers.http_probe import ask
 from emuedit.tracking import store_address
 from emuedit.tracking.registry import MODEL_NAME
@@ -14,6 +15,7 @@ from emuedit.tracking.service_errors import hide_password
 
 _ANSWER_S = 10.0
 _NAME = "registries"
+_SERVERS = Path(".emuedit")  # the default data folder of `emuedit up`
 _MOVE = (
     f"`uv run retrain` registers the trained editor of this folder again; MLflow cannot move the others. "
     f"{store_address.TRACKING_URI_ENV}=sqlite:///{store_address.DATABASE} uv run emuedit models shows them"
@@ -26,6 +28,12 @@ def check_registries() -> Iterator[Finding]:
     uri = store_address.tracking_uri()
     if uri.startswith("http"):
         yield _compare(file, uri)
+    elif (
+        not os.environ.get(store_address.TRACKING_URI_ENV) and (record := read_record(_SERVERS, "mlflow")) and record.is_elsewhere
+    ):
+        detail = f"commands use {file}, since the servers of `emuedit up` in this folder were started on {record.place}"
+        fix = f"work there, or run `emuedit down` there and `emuedit up` here; if it is gone, delete {_SERVERS}/*.pid"
+        yield Finding(_NAME, "warn", detail, fix)
     elif not os.environ.get(store_address.TRACKING_URI_ENV) and store_address.is_server_stopped(Path()):
         detail = f"commands use {file}, since the servers of `emuedit up` in this folder are stopped"
         yield Finding(_NAME, "warn", detail, "uv run emuedit up; without it, versions get registered in two places")

@@ -1,12 +1,14 @@
 """Background processes that outlive the command that started them, with a log, a record and an orderly stop.
 
-A record contains the process id and a mark of the process's start, since the same id may later belong to another program.
+A record contains the process id and a mark of the process's start, since the same id may later belong to another program, and
+the host, since machines and containers may share the folder of the records.
 """
 
 import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -17,7 +19,7 @@ import psutil
 
 from emuedit.data.atomic_file import replacing
 from emuedit.data.text_hash import hex_hash
-from emuedit.process_identity import start_mark
+from emuedit.process_identity import pid_space, start_mark
 
 MAX_LOG_BYTES = 10_000_000
 """Size above which a log is renamed at a start: many days of access lines of a server, and an editor still opens it quickly."""
@@ -35,6 +37,10 @@ class ProcessRecord:
     settings: str
     optional: Mapping[str, str] = field(default_factory=dict)
     """Optional variables that were set -> hash of their values."""
+    host: str = ""
+    """Name of the machine or container; empty, as in records of earlier versions: this one."""
+    pid_space: str = ""
+    """Where the process id is valid, see `process_identity.pid_space`."""
 
     def write(self, folder: Path) -> None:
         """Write `<folder>/<name>.pid`, as JSON."""
@@ -45,6 +51,23 @@ class ProcessRecord:
     def is_running(self) -> bool:
         """Whether exactly this process runs, not a zombie or another process with the same id."""
         return start_mark(self.pid) == self.start_mark != ""
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether it was started on another machine, or in another container of this one, so that its state is unknown here.
+
+        A record of this machine from before its last start is not elsewhere: the process is dead.
+        """
+        here = pid_space()
+        if not self.host or self.pid_space == here:
+            return False
+        is_other_container = "pid:" in here and self.pid_space.partition("/")[0] == here.partition("/")[0]
+        return self.host != socket.gethostname() or is_other_container
+
+    @property
+    def place(self) -> str:
+        """The host, for messages about a record that is elsewhere."""
+        return f"another container of {self.host}" if self.host == socket.gethostname() else self.host
 
     def has_settings_of(self, command: "BackgroundCommand") -> bool:
         """Whether `command` would start it in the same way now; optional variables are compared if they are set now."""
@@ -133,6 +156,8 @@ def start_process(command: BackgroundCommand, folder: Path, cwd: Path) -> Proces
         time.time(),
         command.settings,
         command.optional_settings,
+        socket.gethostname(),
+        pid_space(),
     )
     record.write(folder)
     return record

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import os
 import shlex
+import socket
 import subprocess
 import sys
 import time
@@ -40,7 +41,7 @@ class ServersError(RuntimeError):
 
 @dataclass(frozen=True)
 class ServerStatus:
-    """State of a service: `state` is running, unhealthy, dead (exited by itself) or stopped."""
+    """State of a service: `state` is running, unhealthy, dead (exited by itself), stopped or `started on HOST`, another one."""
 
     name: str
     state: str
@@ -70,7 +71,15 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def forget_dead(folder: Path, print_line: Callable[[str], None]) -> None:
-    """Remove the records of dead processes, and kill their leftover children."""
+    """Remove the records of dead processes, and kill their leftover children.
+
+    Raises ServersError if servers of the folder were started on another host: two on the same files would damage them.
+    """
+    if places := {record.place for name in NAMES if (record := read_record(folder, name)) and record.is_elsewhere}:
+        raise ServersError(
+            f"want the servers of {folder} here, on {socket.gethostname()}, got some that were started on "
+            f"{', '.join(sorted(places))}; run `emuedit down` there, or if it is gone, delete {folder}/*.pid"
+        )
     for name in NAMES:
         record = read_record(folder, name)
         if record and not record.is_running:
@@ -206,6 +215,8 @@ def statuses(folder: Path, services: Sequence[Service]) -> list[ServerStatus]:
         record = read_record(folder, service.name)
         if record is None:
             result.append(ServerStatus(service.name, "stopped"))
+        elif record.is_elsewhere:
+            result.append(ServerStatus(service.name, f"started on {record.place}", record.url))
         elif not record.is_running:
             result.append(ServerStatus(service.name, "dead", record.url))
         else:

@@ -78,6 +78,16 @@ def test_stopped_servers_are_a_warning_unless_the_shell_names_a_store(workspace:
     assert check().status == "pass"
 
 
+def test_servers_of_another_host_are_a_warning_that_names_it(workspace: Path) -> None:
+    folder = workspace / ".emuedit"
+    folder.mkdir()
+    (folder / "ports.json").write_text("{}")
+    ProcessRecord("mlflow", 1, "a mark", "http://127.0.0.1:9", time.time(), "", {}, "other-host", "a boot/pid:[1]").write(folder)
+    finding = check()
+    assert (finding.status, finding.detail.rpartition(" on ")[2]) == ("warn", "other-host")
+    assert "emuedit down" in finding.fix
+
+
 def test_a_file_that_is_not_mlflows_has_no_versions(workspace: Path, serve: Callable[[Answers], str]) -> None:
     (workspace / "mlflow.db").write_text("not a database, but a text that is longer than its header")
     run_server(workspace, serve({SEARCH: (200, {})}))

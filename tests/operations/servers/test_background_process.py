@@ -4,14 +4,18 @@ import errno
 import fcntl
 import os
 import re
+import socket
 import sys
+import time
 from pathlib import Path
 
 import psutil
 import pytest
 
 from emuedit.operations.servers import background_process, server_control
-from emuedit.operations.servers.background_process import BackgroundCommand
+from emuedit.operations.servers.background_process import BackgroundCommand, ProcessRecord, read_record
+from emuedit.operations.servers.server_control import ServersError
+from emuedit.operations.servers.server_stack import Service
 
 
 def run_to_end(folder: Path, text: str) -> Path:
@@ -43,6 +47,44 @@ def test_the_log_of_a_setup_program_is_renamed_too(tmp_path: Path) -> None:
     server_control.run_setup(["-S", "-c", "print('new')"], dict(os.environ), tmp_path, log)
     assert log.read_text() == "new\n"
     assert (tmp_path / "setup.log.1").stat().st_size == background_process.MAX_LOG_BYTES + 1
+
+
+@pytest.mark.parametrize(
+    ("host", "space", "place"),
+    [
+        ("", "", ""),  # of an earlier version
+        ("other", "boot 2/pid:[1]", "other"),
+        ("here", "boot 1/pid:[1]", ""),
+        ("here", "boot 0/pid:[9]", ""),  # before the last start of this machine
+        ("here", "boot 1/pid:[2]", "another container of here"),  # a container with the name of its host
+        ("an earlier name", "boot 1/pid:[1]", ""),
+    ],
+)
+def test_servers_of_another_host_are_not_taken_for_dead(
+    host: str, space: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(background_process.socket, "gethostname", lambda: "here")
+    monkeypatch.setattr(background_process, "pid_space", lambda: "boot 1/pid:[1]")
+    record = ProcessRecord("postgres", 2**30, "a mark", "postgresql://127.0.0.1:1", time.time(), "", {}, host, space)
+    record.write(tmp_path)
+    service = Service(BackgroundCommand("postgres", [], {}, ""), lambda: True, start_s=1.0)
+    if not place:
+        assert [status.state for status in server_control.statuses(tmp_path, [service])] == ["dead"]
+        server_control.forget_dead(tmp_path, print)
+        assert read_record(tmp_path, "postgres") is None
+        return
+    assert [status.state for status in server_control.statuses(tmp_path, [service])] == [f"started on {place}"]
+    for command in (server_control.forget_dead, lambda folder, write: server_control.end_all(folder, [service], write)):
+        with pytest.raises(ServersError, match=f"started on {place}; run `emuedit down` there, or if it is gone, delete"):
+            command(tmp_path, print)
+    assert read_record(tmp_path, "postgres") == record
+
+
+def test_a_start_records_its_host(tmp_path: Path) -> None:
+    run_to_end(tmp_path, "text")
+    record = read_record(tmp_path, "mlflow")
+    assert record is not None
+    assert (record.host, record.is_elsewhere) == (socket.gethostname(), False)
 
 
 def test_a_folder_whose_files_cannot_be_locked_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

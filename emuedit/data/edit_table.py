@@ -3,6 +3,7 @@
 Names of columns may differ in case and spaces: `Input Caption` is read as `input_caption`.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -39,6 +40,19 @@ def read_edit_table(file: Path, required: Sequence[str]) -> list[dict[str, str]]
     if problems or not rows:
         raise TableError(f"{file}: {join_problems(problems) or 'want rows, got none'}")
     return [{names[column]: str(value).strip() for column, value in row.items()} for row in rows if isinstance(row, dict)]
+
+
+def find_image_problem(folder: Path, column: str, name: str) -> str:
+    """The problem of a file that a row names, or an empty string: it is missing, or its path leads out of the folder.
+
+    Images of tables are published with them, and whoever wrote the table may not own what lies beside the folder. Links in the
+    folder are followed, such as those of DVC's `cache.type symlink`.
+    """
+    absolute = os.path.normpath(folder.absolute())
+    file = Path(os.path.normpath(Path(absolute, name)))
+    if file.is_relative_to(absolute) and file.is_file():
+        return ""
+    return f"want an image in {folder} as {column}, got {name!r}"
 
 
 def join_problems(problems: Sequence[str]) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from emuedit.data import image_io
-from emuedit.data.edit_table import join_problems, read_edit_table
+from emuedit.data.edit_table import find_image_problem, join_problems, read_edit_table
 from emuedit.data.name_list import first_names
 from emuedit.data.text_tables import TableError
 
@@ -157,6 +157,6 @@ def _read_table(folder: Path) -> list[ExampleEdit]:
 def _row_problem(row: dict[str, str], folder: Path) -> str:
     """The problem of a row, or an empty string."""
     for column in ("image", "result"):
-        if not row[column] or not (folder / row[column]).is_file():
-            return f"want an image in {folder} as {column}, got {row[column]!r}"
+        if problem := find_image_problem(folder, column, row[column]):
+            return problem
     return "" if row["instruction"] else "want an instruction, got none"

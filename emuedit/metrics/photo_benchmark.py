@@ -22,7 +22,7 @@ from pydantic import ValidationError
 
 from emuedit import config
 from emuedit.data import image_io
-from emuedit.data.edit_table import join_problems, read_edit_table
+from emuedit.data.edit_table import find_image_problem, join_problems, read_edit_table
 from emuedit.data.image_io import Pixels
 from emuedit.data.text_tables import TableError
 from emuedit.data.threads import map_in_threads
@@ -271,8 +271,8 @@ def _image_problem(file: Path) -> str:
 def _check_row(row: Mapping[str, str], folder: Path) -> str:
     """The problem of a row other than its task, or an empty string."""
     for column in ("image", "result"):
-        if (column == "image" or row.get(column)) and not (folder / row[column]).is_file():
-            return f"want an image in {folder} as {column}, got {row[column]!r}"
+        if (column == "image" or row.get(column)) and (problem := find_image_problem(folder, column, row[column])):
+            return problem
     if row.get("result") and (problem := check_aspect(folder / row["image"], folder / row["result"])):
         return problem
     if empty := [column for column in ("instruction", "input_caption", "output_caption") if not row[column]]:

@@ -146,6 +146,21 @@ def test_a_table_that_is_not_utf8_names_the_row(pairs: Path) -> None:
         read_examples(pairs)
 
 
+def test_a_table_names_no_image_outside_of_its_folder(pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its images are imported, exported and pushed, and another person may have written it."""
+    folder, outside = pairs / "before", ("../after/a.png", str(pairs / "after/a.png"), "b/../../after/a.png", "")
+    (folder / "edits.csv").write_text("\n".join(["image,result,instruction", *(f"a.png,{name},x" for name in outside)]))
+    monkeypatch.chdir(folder)
+    for place in (folder, Path()):
+        with pytest.raises(ExampleError) as error:
+            read_examples(place)
+        for line, name in enumerate(outside, start=2):
+            assert f"line {line}: want an image in {place} as result, got {name!r}" in str(error.value)
+    (folder / "link.png").symlink_to("../after/a.png")  # as DVC's `cache.type symlink` writes them
+    (folder / "edits.csv").write_text(f"image,result,instruction\n./a.png,link.png,x\n{folder}/b.png,link.png,x\n")
+    assert [example.after for example in read_examples(folder)] == [folder / "link.png"] * 2
+
+
 def test_captions_of_a_table_are_read_and_hidden_files_are_not(pairs: Path) -> None:
     (pairs / "edits.csv").write_text(
         'image,result,instruction,input_caption,output_caption\nbefore/a.png,after/a.png,cut it,"a mug, white",a mug\n'

@@ -29,6 +29,8 @@ def write_one_edit(folder: Path) -> None:
         ("image,task\na.png,local\n", "got none called instruction, input_caption, output_caption among image, task"),
         (f"{HEADER}\n", "want rows, got none"),
         (f"{HEADER}\nno.png,local,a,b,c\n", "line 2: want an image in .* got 'no.png'"),
+        (f"{HEADER}\n{__file__},local,a,b,c\n", "line 2: want an image in .* as image, got '/"),
+        (f"{HEADER},result\na.png,local,a,b,c,{__file__}\n", "line 2: want an image in .* as result, got '/"),
         (f"{HEADER}\na.png,locl,a,b,c\n", "want one of the tasks local, .*; got 'locl' in line 2; did you mean 'local'"),
         (f"{HEADER}\na.png,local,,b,c\n", "line 2: want a text as instruction, got none"),
         (f"{HEADER}\na.png,local,a,, \n", "line 2: want a text as input_caption and output_caption, got none"),

@@ -1,5 +1,6 @@
 """infra/k8s: valid for Kubernetes, within the restricted profile, with limits and probes."""
 
+import asyncio
 import json
 import re
 import shutil
@@ -7,6 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 import kubernetes_validate
 import pytest
@@ -117,7 +119,8 @@ def pool_job() -> dict[str, Any]:
     from prefect.utilities.templating import apply_values
 
     defaults = {name: field["default"] for name, field in POOL["variables"]["properties"].items() if "default" in field}
-    variables = defaults | JOB_VARIABLES | {"env": defaults["env"] | JOB_VARIABLES["env"]}
+    environment = {name: value for name, value in (defaults["env"] | JOB_VARIABLES["env"]).items() if value is not None}
+    variables = defaults | JOB_VARIABLES | {"env": environment}
     job: dict[str, Any] = apply_values(POOL["job_configuration"]["job_manifest"], variables)
     return job
 
@@ -136,6 +139,23 @@ def test_the_pool_job_is_that_of_the_training_job(pool_job: dict[str, Any]) -> N
     container["env"] = environment
     kubernetes_validate.validate(job, VERSION, strict=True)
     assert job["metadata"]["namespace"] == training["metadata"]["namespace"]
+
+
+@pytest.mark.slow
+def test_the_workers_password_and_key_are_not_in_the_jobs_that_it_creates() -> None:
+    """Whoever may read Jobs would see them; pods have them from the Secret."""
+    from prefect.client.schemas.objects import FlowRun
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_KEY, PREFECT_API_URL, temporary_settings
+    from prefect.workers.base import BaseJobConfiguration
+
+    secrets = {PREFECT_API_AUTH_STRING: "admin:5ecret-password", PREFECT_API_KEY: "pnu_5ecret-key"}
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api", **secrets}):
+        assert "5ecret" in str(BaseJobConfiguration._base_environment())
+        job = asyncio.run(BaseJobConfiguration.from_template_and_values(POOL, JOB_VARIABLES))
+        job.prepare_for_flow_run(FlowRun(flow_id=uuid4(), name="retrain"))
+    assert job.env.items() >= JOB_VARIABLES["env"].items()
+    assert job.env["PREFECT_API_URL"] == "http://127.0.0.1:9/api"
+    assert "5ecret" not in str(job.env)
 
 
 OPTIONS = {"name", "env", "labels", "annotations", "command", "namespace", "cluster_config", "job_manifest"}

@@ -88,6 +88,12 @@ def test_secrets_are_files_that_the_service_has(name: str) -> None:
     assert all(secret["file"].startswith("./compose/secrets/") for secret in COMPOSE["secrets"].values())
 
 
+def test_the_worker_does_not_see_the_secrets_of_others_in_the_clone() -> None:
+    with_clone = [name for name, service in SERVICES.items() if any(":/workspace" in str(v) for v in service.get("volumes", []))]
+    assert with_clone == ["worker"]
+    assert "/workspace/infra/compose/secrets:ro,mode=555" in SERVICES["worker"]["tmpfs"]
+
+
 def test_servers_have_the_settings_that_they_are_known_to_need() -> None:
     mlflow, worker = SERVICES["mlflow"], SERVICES["worker"]
     assert mlflow["environment"]["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
@@ -195,7 +201,7 @@ def test_the_store_starts_with_all_its_keys_and_logs_to_docker(tmp_path: Path) -
 @pytest.mark.parametrize("name", ["worker", "champion", "mlflow"])
 def test_caches_and_temporary_files_are_on_disk(name: str) -> None:
     service = SERVICES[name]
-    assert service["tmpfs"] == ["/tmp:mode=1777,exec"], "compiled kernels are loaded from there"
+    assert service["tmpfs"][0] == "/tmp:mode=1777,exec", "compiled kernels are loaded from there"
     (volume,) = (volume.split(":")[0] for volume in service["volumes"] if volume.endswith(":/cache"))
     assert volume in COMPOSE["volumes"]
     for variable in ("XDG_CACHE_HOME", "HF_HOME", "TMPDIR", "TRITON_CACHE_DIR"):

@@ -1,6 +1,7 @@
 """The pipeline as DVC reports it: stages, dependencies, and what is out of date."""
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import yaml
 
 from emuedit.config import has_conflict_marks
+from emuedit.data import dvc_state
 from emuedit.data.dependencies import PIPELINE_FILE
 from emuedit.data.text_hash import hex_hash
 from flows import retrain_lock
@@ -137,6 +139,7 @@ def read(root: str | Path) -> Graph:
     from dvc.repo import Repo
 
     root = Path(root).resolve()
+    os.environ.update(dvc_state.variables(root))  # for the processes that run the stages and push, too
     try:
         with Repo(str(root), _wait_for_lock=True) as repo:
             retrain_lock.check(Path(repo.tmp_dir))
@@ -149,7 +152,7 @@ def read(root: str | Path) -> Graph:
             raise GraphError(f"want a git repository in {root}, which DVC requires, got none; {advice}") from error
         raise GraphError(f"DVC cannot read the pipeline in {root}: {error}; {_advice(root, error)}") from error
     except OSError as error:  # from the folders of DVC's locks and state
-        advice = "fix the permissions, or set DVC_SITE_CACHE_DIR (default: /var/tmp/dvc)"
+        advice = "fix the permissions, or set DVC_SITE_CACHE_DIR"
         raise GraphError(f"DVC cannot use {error.filename}: {error.strerror}; {advice}") from error
     if not stages:
         raise GraphError(f"want stages in {root / 'dvc.yaml'}, got none")

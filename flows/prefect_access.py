@@ -4,8 +4,6 @@ Nothing of Prefect is imported before `import_settings`, so that the other check
 """
 
 import os
-import stat
-import tempfile
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +11,7 @@ from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
-from emuedit.data.writable_folder import why_not_writable
+from emuedit.data.writable_folder import make_private_temporary, why_not_writable
 from emuedit.operations.servers.http_probe import ask
 from emuedit.tracking.service_errors import hide_password
 
@@ -38,22 +36,10 @@ def check() -> None:
     if problem := why_not_writable(Path(home).expanduser() if home else Path.home() / ".prefect"):
         if home:
             raise ServerError(f"want a folder that Prefect can write as {_HOME_ENV}, got {problem}; name another or unset it")
-        os.environ[_HOME_ENV] = str(_make_private_folder(f"emuedit-prefect-{os.getuid()}"))
+        os.environ[_HOME_ENV] = str(make_private_temporary(f"emuedit-prefect-{os.getuid()}"))
         print(f"== ~/.prefect is not writable ({problem}); using {os.environ[_HOME_ENV]}", flush=True)
     if url := os.environ.get(_URL_ENV):
         check_url(url)
-
-
-def _make_private_folder(name: str) -> Path:
-    """A temporary folder that only this user can open: that of an earlier call, or a new one if others may have made that."""
-    folder = Path(tempfile.gettempdir(), name)
-    try:
-        folder.mkdir(mode=0o700)
-    except FileExistsError:
-        state = folder.lstat()
-        if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.getuid() or state.st_mode & 0o077:
-            return Path(tempfile.mkdtemp(prefix=f"{name}-"))
-    return folder
 
 
 def check_url(url: str) -> None:

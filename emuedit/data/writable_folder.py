@@ -1,5 +1,7 @@
-"""Check that files can be written to a folder, before the work whose results go there."""
+"""Check that files can be written to a folder, before the work whose results go there, and make folders for one user."""
 
+import os
+import stat
 import tempfile
 from pathlib import Path
 
@@ -12,6 +14,23 @@ def check_writable(folder: Path) -> None:
     """Raise FolderError unless `why_not_writable` returns an empty string."""
     if reason := why_not_writable(folder):
         raise FolderError(f"want a folder that can be written, got {reason}; name another, or change its permissions")
+
+
+def make_private(folder: Path) -> bool:
+    """Make a folder that only this user can open; False if there is another that others may have made or can open."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(mode=0o700)
+    except FileExistsError:
+        state = folder.lstat()
+        return stat.S_ISDIR(state.st_mode) and state.st_uid == os.getuid() and not state.st_mode & 0o077
+    return True
+
+
+def make_private_temporary(name: str) -> Path:
+    """A temporary folder that only this user can open: that of an earlier call, or a new one if others may have made that."""
+    folder = Path(tempfile.gettempdir(), name)
+    return folder if make_private(folder) else Path(tempfile.mkdtemp(prefix=f"{name}-"))
 
 
 def why_not_writable(folder: Path) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 import yaml
 
 from emuedit import git
+from emuedit.data import dvc_state
 from emuedit.data.dependencies import PIPELINE_FILE, dependency_names
 from emuedit.editor.package_folder import PARENT_ENV
 from emuedit.tracking.registry import RUNS_SCHEME, SCHEME, ModelVersion, RegistryError, download_version
@@ -150,7 +151,7 @@ def _run(command: list[str], folder: Path, added: Mapping[str, str] | None = Non
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     removed = (TRACKING_URI_ENV, PARENT_RUN_ENV, PARENT_ENV)
     environment = {key: value for key, value in os.environ.items() if key not in removed}
-    environment |= {"PATH": path, **(added or {})}
+    environment |= {"PATH": path, **dvc_state.variables(folder), **(added or {})}
     status = subprocess.run(command, cwd=folder, env=environment, check=False).returncode  # noqa: S603
     if status:
         raise RegistryError(f"{' '.join(command[:4])} failed with exit status {status} in {folder}; its output is above")

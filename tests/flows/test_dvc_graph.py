@@ -1,5 +1,6 @@
 import errno
 import fcntl
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -89,6 +90,17 @@ def test_folders_that_dvc_cannot_write_are_named(place: str, project: Path, monk
         folder = str(project / ".dvc/tmp")
     with pytest.raises(dvc_graph.GraphError, match=rf"DVC cannot use {folder}: .*fix the permissions, or set DVC_SITE_CACHE_DIR"):
         dvc_graph.read(project)
+
+
+@pytest.mark.slow
+def test_the_state_of_dvc_is_private_here_and_in_the_processes_of_the_stages(
+    project: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DVC_SITE_CACHE_DIR")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    dvc_graph.read(project)
+    assert os.environ["DVC_SITE_CACHE_DIR"] == str(home / ".cache/emuedit/dvc")
+    assert list((home / ".cache/emuedit/dvc/repo").iterdir())
 
 
 @pytest.mark.timeout(30)

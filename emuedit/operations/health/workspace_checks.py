@@ -1,8 +1,9 @@
-"""Checks of the working folder: locks of DVC, its remote, orphaned stages, and sizes of caches."""
+"""Checks of the working folder: locks and state of DVC, its remote, orphaned stages, and sizes of caches."""
 
 import fcntl
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from typing import Any
 
 import psutil
 
+from emuedit.data import dvc_state
 from emuedit.operations.health.health_finding import Finding
 from emuedit.operations.health.machine_checks import cache_folder
 from emuedit.operations.health.server_processes import orphaned_stages
@@ -49,6 +51,19 @@ def check_dvc_locks() -> Iterator[Finding]:
         yield _repository_lock()
 
 
+def check_dvc_state() -> Iterator[Finding]:
+    """No other account can write what a plain `dvc` command unpickles; our own commands use a private folder."""
+    folder = dvc_state.configured() or dvc_state.DEFAULT
+    if not Path(".dvc").is_dir() or not (part := dvc_state.find_open_part(folder)):
+        yield Finding("DVC state", "pass", str(folder))
+        return
+    detail = f"other accounts can write to {part}, and plain `dvc` commands run code that they find there"
+    fix = f"uv run dvc config --local core.site_cache_dir {shlex.quote(str(dvc_state.private_folder()))}"
+    yield Finding(
+        "DVC state", "warn", detail, f"unset {dvc_state.FOLDER_ENV}; {fix}" if os.environ.get(dvc_state.FOLDER_ENV) else fix
+    )
+
+
 def check_unfinished_uploads() -> Iterator[Finding]:
     """Multipart uploads older than a day in the S3 remote, which use space and appear in no listing."""
     remote = dvc_remote.read_s3_remote()
@@ -77,7 +92,7 @@ def check_data_in_remote() -> Iterator[Finding]:
         yield Finding("data in remote", "pass", "no DVC project here")
         return
     command = [sys.executable, "-W", "ignore", "-m", "dvc", "data", "status", "--not-in-remote", "--granular", "--json"]
-    environment = {**os.environ, "DVC_NO_ANALYTICS": "true"}
+    environment = {**os.environ, **dvc_state.variables(), "DVC_NO_ANALYTICS": "true"}
     by_hand = "run `uv run dvc data status --not-in-remote --granular`"
     try:
         process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=_DVC_S, check=False)  # noqa: S603
@@ -179,4 +194,4 @@ def _last_change(folder: Path) -> float:
         return time.time()
 
 
-CHECKS = (check_dvc_locks, check_unfinished_uploads, check_data_in_remote, check_orphaned_stages, check_caches)
+CHECKS = (check_dvc_locks, check_dvc_state, check_unfinished_uploads, check_data_in_remote, check_orphaned_stages, check_caches)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from emuedit import git
+from emuedit.data import dvc_state
 from emuedit.git import GitError
 from emuedit.operations.storage.bucket import RemoteLocation
 from emuedit.operations.storage.remote_error import RemoteError
@@ -23,7 +24,7 @@ def run_dvc(arguments: Sequence[str], root: Path, with_warnings: bool = False) -
 
     Raises RemoteError with DVC's text if it fails, including outside a DVC project.
     """
-    environment = {**os.environ, "DVC_NO_ANALYTICS": "true", "COLUMNS": "1000"}
+    environment = {**os.environ, **dvc_state.variables(root), "DVC_NO_ANALYTICS": "true", "COLUMNS": "1000"}
     command = [sys.executable, "-W", "ignore", "-m", "dvc", *arguments]
     process = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)  # noqa: S603 - fixed words
     if process.returncode:

@@ -1,0 +1,61 @@
+"""The folder in which DVC remembers the hashes of files.
+
+DVC's default is /var/tmp/dvc, in which every account of the machine can write, and DVC unpickles what is there: another account
+can have it run code. DVC's locks are in the project, so commands with different folders still wait for each other.
+"""
+
+import configparser
+import os
+from pathlib import Path
+
+from emuedit.data.writable_folder import make_private, make_private_temporary, why_not_writable
+
+FOLDER_ENV = "DVC_SITE_CACHE_DIR"
+DEFAULT = Path("/var/tmp/dvc")  # noqa: S108  DVC's
+"""Where plain `dvc` commands keep it without a setting."""
+
+
+def variables(root: Path = Path()) -> dict[str, str]:
+    """Environment of a DVC process for the project at `root`: a folder of this user, unless `configured` names one."""
+    return {} if configured(root) else {FOLDER_ENV: str(private_folder())}
+
+
+def configured(root: Path = Path()) -> Path | None:
+    """The folder that DVC_SITE_CACHE_DIR, or else DVC's setting `core.site_cache_dir`, names; read without DVC."""
+    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    parser = configparser.RawConfigParser()
+    try:
+        parser.read([Path("/etc/xdg/dvc/config"), home / "dvc/config", root / ".dvc/config", root / ".dvc/config.local"])
+    except (configparser.Error, UnicodeDecodeError):  # DVC will name the problem
+        return None
+    folder = os.environ.get(FOLDER_ENV) or parser.get("core", "site_cache_dir", fallback="")
+    return Path(folder) if folder else None
+
+
+def private_folder() -> Path:
+    """The folder of this user, which is made: ~/.cache/emuedit/dvc, or a temporary one if that is not writable or not private.
+
+    DVC itself would make it, and folders above it, with access for everyone.
+    """
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "emuedit/dvc"
+    if not why_not_writable(folder) and make_private(folder):
+        return folder
+    return make_private_temporary(f"emuedit-dvc-{os.getuid()}")
+
+
+def find_open_part(folder: Path) -> Path | None:
+    """The folder, or one above or below it, in which another account can replace DVC's state; None if there is none.
+
+    Nothing can be replaced behind a folder that only this user can open. Groups count as this user: many accounts have their own.
+    """
+    place = folder.absolute() / "repo"
+    for part in (*reversed(place.parents), place):
+        try:
+            state = part.stat()
+        except OSError:  # not made yet
+            return None
+        if state.st_uid not in (0, os.getuid()) or state.st_mode & 0o1002 == 0o002:
+            return part
+        if part != Path("/") and not state.st_mode & 0o001:
+            return None
+    return None

@@ -1,0 +1,106 @@
+"""DVC's state is in a folder of this user, unless a setting names another."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from emuedit.data import dvc_state
+from emuedit.operations.health import workspace_checks
+from emuedit.operations.storage import dvc_remote
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder, with an empty `.dvc`; the home folder is `home` beside it."""
+    for name in ("DVC_SITE_CACHE_DIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (root := tmp_path / "project").mkdir()
+    (root / ".dvc").mkdir()
+    monkeypatch.chdir(root)
+    return root
+
+
+def test_the_folder_is_private_and_used_again(project: Path) -> None:
+    folder = project.parent / "home/.cache/emuedit/dvc"
+    assert dvc_state.variables() == dvc_state.variables() == {"DVC_SITE_CACHE_DIR": str(folder)}
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert dvc_state.find_open_part(folder) is None
+
+
+@pytest.mark.parametrize("file", ["project/.dvc/config.local", "project/.dvc/config", "home/.config/dvc/config"])
+def test_a_folder_of_the_settings_is_kept(file: str, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = project.parent / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("[core]\n    site_cache_dir = /fast/dvc%\n")
+    assert dvc_state.configured() == Path("/fast/dvc%")
+    assert dvc_state.variables() == {}
+    monkeypatch.setenv("DVC_SITE_CACHE_DIR", "/faster/dvc")
+    assert (dvc_state.configured(), dvc_state.variables()) == (Path("/faster/dvc"), {})
+
+
+def test_a_home_that_cannot_be_used_is_replaced(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dvc_state.make_private_temporary.__globals__["tempfile"], "tempdir", str(project.parent))
+    place = project.parent / f"emuedit-dvc-{os.getuid()}"
+    (folder := project.parent / "home/.cache/emuedit/dvc").mkdir(parents=True)
+    folder.chmod(0o777)
+    assert dvc_state.private_folder() == place
+    monkeypatch.setenv("HOME", "/proc/nobody")
+    assert dvc_state.private_folder() == place
+    assert place.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """A folder that other accounts can enter, as those of pytest are not."""
+    with tempfile.TemporaryDirectory(prefix="emuedit-dvc-") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+def test_a_folder_that_others_can_write_is_named(shared: Path) -> None:
+    (folder := shared / "dvc").mkdir()
+    (repo := folder / "repo").mkdir()
+    repo.chmod(0o777)  # as DVC makes it
+    assert dvc_state.find_open_part(folder) == repo
+    repo.chmod(0o1777)
+    shared.chmod(0o777)
+    assert dvc_state.find_open_part(folder) == shared
+    folder.chmod(0o700)
+    shared.chmod(0o1777)
+    repo.chmod(0o777)
+    assert dvc_state.find_open_part(folder) is None, "nobody else can enter it"
+
+
+def test_doctor_warns_of_a_folder_that_others_can_write(project: Path, shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dvc_state, "DEFAULT", shared)
+    assert [finding.status for finding in workspace_checks.check_dvc_state()] == ["pass"]
+    shared.chmod(0o777)
+    (finding,) = workspace_checks.check_dvc_state()
+    assert (finding.status, str(shared) in finding.detail) == ("warn", True)
+    folder = project.parent / "home/.cache/emuedit/dvc"
+    assert finding.fix == f"uv run dvc config --local core.site_cache_dir {folder}"
+    (project / ".dvc/config.local").write_text(f"[core]\n    site_cache_dir = {folder}\n")
+    assert [finding.status for finding in workspace_checks.check_dvc_state()] == ["pass"]
+    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(shared))
+    (finding,) = workspace_checks.check_dvc_state()
+    assert finding.fix.startswith("unset DVC_SITE_CACHE_DIR; uv run dvc config")
+
+
+@pytest.mark.slow
+def test_dvc_uses_the_folder(project: Path) -> None:
+    (project / ".dvc").rmdir()
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "-q"], check=True, env=os.environ | dvc_state.variables())
+    folder = dvc_state.private_folder()
+    (project / "a.txt").write_text("a")
+    dvc_remote.run_dvc(["add", "-q", "a.txt"], project)
+    assert list((folder / "repo").iterdir())
+    assert folder.stat().st_mode & 0o777 == 0o700
+    dvc_remote.run_dvc(["config", "--local", "core.site_cache_dir", str(project / "of the settings")], project)
+    dvc_remote.run_dvc(["status", "-q"], project)
+    assert (project / "of the settings/repo").is_dir()

@@ -50,7 +50,7 @@ def check_url(url: str) -> None:
     except ValueError as error:
         raise ServerError(f"want {_URL_ENV} such as http://127.0.0.1:4200/api, got {address!r}; {_WITHOUT}") from error
     if answer.status in (401, 403) and not any(os.environ.get(name) for name in _ACCOUNT_ENV):
-        raise ServerError(f"the server at {address} requires credentials ({answer.status}); set {' or '.join(_ACCOUNT_ENV)}")
+        raise ServerError(_want_account(address, answer.status))
     if answer.location and 300 <= answer.status < 400:
         address_of_api = hide_password(answer.location.removesuffix("/health"))
         raise ServerError(f"the server at {address} redirects to {address_of_api}; set {_URL_ENV} to that address, or {_WITHOUT}")
@@ -61,6 +61,18 @@ def check_url(url: str) -> None:
         raise ServerError(f"the Prefect server at {address} fails ({answer.status}); check its log, or {_WITHOUT}")
     if is_own_server and answer.status not in (401, 403) and not (answer.is_success and answer.body.strip() == b"true"):
         raise ServerError(f"the server at {address} is not Prefect's API; use a URL that ends in /api, or {_WITHOUT}")
+
+
+def check_is_open(url: str) -> None:
+    """Raise ServerError if the API at a URL requires credentials, which a server of Prefect does except for its health."""
+    status = ask(f"{url.rstrip('/')}/admin/version", _ANSWER_S).status
+    if status in (401, 403):
+        raise ServerError(_want_account(hide_password(url), status))
+
+
+def _want_account(address: str, status: int) -> str:
+    advice = f"set {' or '.join(_ACCOUNT_ENV)}; for the server of `emuedit up`: source .emuedit/env"
+    return f"the server at {address} requires credentials ({status}); {advice}"
 
 
 def import_settings() -> None:

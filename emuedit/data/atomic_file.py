@@ -1,4 +1,4 @@
-"""Atomic file writes, and copies that share their bytes."""
+"""Atomic file writes, private files, and copies that share their bytes."""
 
 import os
 import shutil
@@ -32,6 +32,13 @@ def replacing(path: Path, writer: object = "") -> Iterator[Path]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def write_private(path: Path, content: str, writer: object = "") -> None:
+    """Write a text file atomically that only its owner can read; `writer` as for `replacing`."""
+    with replacing(path, writer) as partial:
+        partial.touch(mode=0o600)
+        partial.write_text(content, encoding="utf-8")
 
 
 def link_or_copy(source: str | Path, target: str | Path) -> None:

@@ -15,6 +15,7 @@ from emuedit.operations.servers import (
     ceph_store,
     local_ports,
     mlflow_tables,
+    password_file,
     postgres_server,
     server_control,
     server_stack,
@@ -37,7 +38,7 @@ _FAILURES = (
     artifact_destination.DestinationError,
     RemoteError,
 )
-_SECRETS = ("AWS_SECRET_ACCESS_KEY",)
+_SECRETS = ("AWS_SECRET_ACCESS_KEY", server_stack.AUTH_ENV)
 """Variables whose values are in the file for the shell, but not printed."""
 
 
@@ -189,7 +190,7 @@ def _read_layout(folder: Path) -> server_stack.StackLayout | None:
 def _choose_layout(folder: Path, port_base: int) -> tuple[server_stack.StackLayout, str, str]:
     """The layout for a start, with ports that are free or in use by its servers, and descriptions of its database and S3 store.
 
-    Writes the ports, and creates the password of the database and the keys of the store if they are missing.
+    Writes the ports, and creates the passwords of the database and of Prefect and the keys of the store if they are missing.
     """
     running = server_control.running_names(folder)
     if ceph_store.NAME in running:
@@ -199,7 +200,8 @@ def _choose_layout(folder: Path, port_base: int) -> tuple[server_stack.StackLayo
     if postgres and (folder / "prefect.db").exists() and not postgres.data.exists():
         postgres, reason = None, "SQLite, as in earlier starts of this folder"
     store, store_reason = ceph_store.find_store(folder, ports[ceph_store.NAME], ports[ceph_store.MONITOR])
-    return server_stack.StackLayout(folder, ports, postgres, store), reason, store_reason
+    password = password_file.read_password(folder / server_stack.PREFECT_PASSWORD_FILE)
+    return server_stack.StackLayout(folder, ports, postgres, store, password), reason, store_reason
 
 
 def _table(rows: Sequence[server_control.ServerStatus]) -> str:

@@ -170,7 +170,7 @@ def prefect_server(home: Path, database: Path) -> Iterator[str]:
         patch.setenv("PREFECT_SERVER_DATABASE_CONNECTION_URL", f"sqlite+aiosqlite:///{database}")
         for name, value in COMPLETE_DATABASE.items() if database.exists() else ():
             patch.setenv(name, value)
-        server, url = local_server._start()
+        server, url = local_server._start({})
     yield url
     server.terminate()
     server.wait()

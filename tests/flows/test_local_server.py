@@ -1,11 +1,15 @@
-"""What a flow does while its Prefect server starts, with a small HTTP server in place of Prefect's."""
+"""The Prefect server of a flow, and what the flow does while it starts, mostly with a small HTTP server in place of Prefect's."""
 
+import os
 import sys
 import time
 from collections.abc import Sequence
 
 import psutil
 import pytest
+
+from emuedit.operations.servers import http_probe
+from tests.flows.conftest import COMPLETE_DATABASE
 
 SERVER = """
 import sys
@@ -24,7 +28,7 @@ def servers() -> list[psutil.Process]:
     return [child for child in psutil.Process().children() if SERVER in child.cmdline()]
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def small_server(monkeypatch: pytest.MonkeyPatch) -> None:
     from flows import process_guard
 
@@ -35,6 +39,34 @@ def small_server(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
+def test_the_server_requires_a_password_that_only_the_flow_has(prepared_home: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any web page could use it otherwise, and have a flow run a command."""
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+
+    from flows.local_server import local_server
+    from flows.prefect_access import ServerError
+
+    for name, value in COMPLETE_DATABASE.items():
+        monkeypatch.setenv(name, value)
+    with local_server(lambda status: pytest.fail(f"ended with {status}")):
+        url, account = PREFECT_API_URL.value(), PREFECT_API_AUTH_STRING.value()
+        assert http_probe.ask(f"{url}/admin/version", 20).status == 401
+        assert http_probe.ask(f"{url}/admin/version", 20, account=account).is_success
+        with get_client(sync_client=True) as client:
+            assert client.read_flows() == []
+        assert account not in os.environ.values()
+        with (
+            temporary_settings(restore_defaults={PREFECT_API_AUTH_STRING}),
+            pytest.raises(ServerError, match=r"requires credentials \(401\); set .*: source \.emuedit/env"),
+            local_server(print),
+        ):
+            pass
+    assert PREFECT_API_AUTH_STRING.value() is None
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small_server")
 def test_the_flow_is_prepared_while_the_server_starts() -> None:
     from flows.local_server import local_server
 
@@ -46,6 +78,7 @@ def test_the_flow_is_prepared_while_the_server_starts() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("small_server")
 def test_no_server_is_left_if_the_preparation_fails() -> None:
     from flows.local_server import local_server
 

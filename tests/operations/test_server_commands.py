@@ -112,16 +112,17 @@ def test_real_servers_come_up_answer_and_end(tmp_path: Path) -> None:
             line.removeprefix("export ").split("=", 1) for line in (tmp_path / ".emuedit/env").read_text().splitlines()
         )
         assert ask(f"{exports['MLFLOW_TRACKING_URI']}/health", 10).is_success
-        api = exports["PREFECT_API_URL"]
-        assert ask(f"{api}/deployments/name/hello/once", 10).is_success
-        names = [automation["name"] for automation in ask(f"{api}/automations/filter", 10, {}).json()]
+        api, account = exports["PREFECT_API_URL"], exports["PREFECT_API_AUTH_STRING"]
+        assert ask(f"{api}/deployments/name/hello/once", 10).status == 401, "any web page could send it"
+        assert ask(f"{api}/deployments/name/hello/once", 10, account=account).is_success
+        names = [automation["name"] for automation in ask(f"{api}/automations/filter", 10, {}, account).json()]
         assert sorted(names) == [
             "crashed-without-heartbeat",
             "notify-failed-or-late",
             "pending-too-long",
             "restart-crashed-scheduled-run",
         ]
-        assert ask(f"{api}/v2/concurrency_limits/{server_stack.GPU_LIMIT}", 10).json()["limit"] == 2
+        assert ask(f"{api}/v2/concurrency_limits/{server_stack.GPU_LIMIT}", 10, account=account).json()["limit"] == 2
         status = emuedit("status", "--json")
         assert status.returncode == 0, status.stdout
         services = json.loads(status.stdout)
@@ -131,14 +132,14 @@ def test_real_servers_come_up_answer_and_end(tmp_path: Path) -> None:
             keys = {"access_key": exports["AWS_ACCESS_KEY_ID"], "secret_key": exports["AWS_SECRET_ACCESS_KEY"]}
             assert Bucket(RemoteLocation(exports["EMUEDIT_BUCKET"], "some", store_url, **keys)).put_new("data", b"content")
             assert keys["secret_key"] not in up.stdout + up.stderr
-        password = tmp_path / ".emuedit/postgres.password"
-        assert secret not in up.stdout + up.stderr
-        assert not password.exists() or password.read_text().strip() not in up.stdout + up.stderr
+        passwords = {path.name: path.read_text().strip() for path in (tmp_path / ".emuedit").glob("*.password")}
+        assert account == f"emuedit:{passwords['prefect.password']}"
+        assert not [word for word in (secret, *passwords.values()) if word in up.stdout + up.stderr]
         for path in (path for path in (tmp_path / ".emuedit").rglob("*") if path.suffix in {".log", ".pid", ".json"}):
             text = path.read_text(errors="replace")  # Ceph's database has binary files with these suffixes
             assert secret not in text, f"{path} has the URL of a webhook, which is a secret"
             assert exports.get("AWS_SECRET_ACCESS_KEY", secret) not in text, f"{path} has the key of the store"
-            assert not password.exists() or password.read_text().strip() not in text, f"{path} has the password of the database"
+            assert not [name for name, password in passwords.items() if password in text], f"{path} has a password"
     finally:
         down = emuedit("down")
     assert down.returncode == 0, down.stdout + down.stderr

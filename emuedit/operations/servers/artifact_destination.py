@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from emuedit.data.atomic_file import replacing
+from emuedit.data.atomic_file import write_private
 from emuedit.operations.servers.background_process import read_record
 from emuedit.tracking.service_errors import hide_password
 
@@ -44,9 +44,7 @@ def remember_destination(folder: Path) -> None:
     if earlier:
         return
     if variable:
-        with replacing(path) as partial:
-            partial.touch(mode=0o600)  # a location may contain a password
-            partial.write_text(variable + "\n", encoding="utf-8")
+        write_private(path, variable + "\n")  # a location may contain a password
         return
     record = read_record(folder, "mlflow")
     if record and DESTINATION_ENV in record.optional:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from emuedit.data.atomic_file import replacing
+from emuedit.data.atomic_file import write_private
 from emuedit.operations.servers.http_probe import ask
 from emuedit.operations.servers.local_ports import HOST
 from emuedit.operations.storage import bucket_setup, dvc_remote
@@ -138,9 +138,7 @@ def _other_store(store: CephStore) -> str:
 def _create_keys(path: Path) -> None:
     """Write a random access key and secret to a file that only its owner can read."""
     keys = {"access_key": secrets.token_hex(10), "secret_key": secrets.token_urlsafe(30)}
-    with replacing(path) as partial:
-        partial.touch(mode=0o600)
-        partial.write_text(json.dumps(keys) + "\n", encoding="utf-8")
+    write_private(path, json.dumps(keys) + "\n")
 
 
 def _read_keys(path: Path) -> tuple[str, str]:

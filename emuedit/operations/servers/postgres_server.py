@@ -7,7 +7,6 @@ import importlib.util
 import os
 import pwd
 import re
-import secrets
 import shutil
 import subprocess
 import tempfile
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from emuedit.operations.servers.local_ports import HOST
+from emuedit.operations.servers.password_file import read_password
 
 DATABASES = ("mlflow", "prefect")
 _USER = "emuedit"
@@ -120,7 +120,7 @@ def find_postgres(folder: Path, port: int) -> tuple[Postgres | None, str]:
                 "EMUEDIT_DATABASE=sqlite to start with an empty registry"
             )
         return None, f"SQLite: {problem}"
-    postgres = Postgres(binaries, folder / "postgres", port, _read_password(folder / _PASSWORD_FILE), user)
+    postgres = Postgres(binaries, folder / "postgres", port, read_password(folder / _PASSWORD_FILE), user)
     return postgres, f"PostgreSQL from {binaries}" + (f", as the user {user}" if user else "")
 
 
@@ -179,15 +179,6 @@ def _has_user(name: str) -> bool:
 def _can_enter(folder: Path, user: str) -> bool:
     command = ["/usr/bin/env", "test", "-x", str(folder)]
     return subprocess.run(command, user=user, group=user, extra_groups=[], check=False, cwd="/").returncode == 0  # noqa: S603
-
-
-def _read_password(path: Path) -> str:
-    """The password from a file that only its owner can read; created if missing."""
-    if not path.exists():
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(secrets.token_urlsafe(24) + "\n")
-    return path.read_text().strip()
 
 
 def _run(command: list[str], user: str | None, password: str = "", timeout_s: float = _TOOL_S) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from emuedit.data.atomic_file import replacing
+from emuedit.data.atomic_file import write_private
 from emuedit.operations.servers.background_process import (
     ProcessRecord,
     end_leftovers,
@@ -230,9 +230,7 @@ def statuses(folder: Path, services: Sequence[Service]) -> list[ServerStatus]:
 def write_env(folder: Path, exports: dict[str, str]) -> Path:
     """Write the `export` lines for `source` to a file that only its owner can read; returns the file."""
     path = folder / ENV_FILE
-    with replacing(path, os.getpid()) as partial:
-        partial.touch(mode=0o600)
-        partial.write_text("".join(f"{line}\n" for line in export_lines(exports)), encoding="utf-8")
+    write_private(path, "".join(f"{line}\n" for line in export_lines(exports)), os.getpid())
     return path
 
 

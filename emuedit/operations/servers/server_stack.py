@@ -30,6 +30,13 @@ LATE_ENV = {"PREFECT_SERVER_SERVICES_LATE_RUNS_AFTER_SECONDS": "21600"}
 """For the Prefect server: a run that waits behind a training is not late after 15 s, which is Prefect's default."""
 LEASES_ENV = "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"
 """Where a Prefect server stores which slots are in use, and until when."""
+AUTH_ENV = "PREFECT_API_AUTH_STRING"
+"""`name:password` with which clients use a Prefect server."""
+SERVER_AUTH_ENV, ORIGINS_ENV = "PREFECT_SERVER_API_AUTH_STRING", "PREFECT_SERVER_CORS_ALLOWED_ORIGINS"
+"""For a Prefect server: the `name:password` that it requires, and the addresses of web pages that may use it."""
+PREFECT_PASSWORD_FILE = "prefect.password"  # noqa: S105  the name of a file
+"""File in the data folder with the password of the Prefect server; created at the first start."""
+_PREFECT_USER = "emuedit"
 _ADDRESSES = ("MLFLOW_TRACKING_URI", "PREFECT_API_URL")
 _LOCAL = "localhost,127.0.0.1,::1"
 _PROBE_S = 5.0
@@ -63,12 +70,13 @@ class Service:
 
 @dataclass(frozen=True)
 class StackLayout:
-    """The data folder of the servers, their ports, and the PostgreSQL cluster and the S3 store, if any."""
+    """The data folder of the servers, their ports, the PostgreSQL cluster and the S3 store, if any, and Prefect's password."""
 
     folder: Path
     ports: Mapping[str, int]
     postgres: postgres_server.Postgres | None
     store: ceph_store.CephStore | None = None
+    prefect_password: str = ""
 
     def url(self, name: str) -> str:
         """URL of a server."""
@@ -81,8 +89,13 @@ class StackLayout:
 
     @property
     def exports(self) -> dict[str, str]:
-        """Environment variables with the addresses of the servers, the heartbeat interval of flows and the keys of the store."""
-        variables = {"MLFLOW_TRACKING_URI": self.url("mlflow"), "PREFECT_API_URL": f"{self.url('prefect')}/api", **HEARTBEAT_ENV}
+        """Environment variables with the addresses and passwords of the servers and the heartbeat interval of flows."""
+        variables = {
+            "MLFLOW_TRACKING_URI": self.url("mlflow"),
+            "PREFECT_API_URL": f"{self.url('prefect')}/api",
+            AUTH_ENV: f"{_PREFECT_USER}:{self.prefect_password}",
+            **HEARTBEAT_ENV,
+        }
         destination = artifact_destination.read_destination(self.folder)
         if destination.startswith("s3://"):  # otherwise clients get URLs with the server's address of the store
             variables |= {
@@ -148,8 +161,8 @@ def _mlflow(layout: StackLayout) -> Service:
 
 
 def _prefect(layout: StackLayout) -> Service:
-    url = layout.url("prefect")
-    arguments = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(layout.ports["prefect"])]
+    url, port = layout.url("prefect"), layout.ports["prefect"]
+    arguments = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
     database = layout.folder / "prefect.db"
     uri = layout.postgres.uri("prefect", driver="asyncpg") if layout.postgres else f"sqlite+aiosqlite:///{database}"
     environment = {
@@ -158,8 +171,10 @@ def _prefect(layout: StackLayout) -> Service:
         # in PREFECT_HOME; by default in memory, so that a restart of the server would leave slots of GPU_LIMIT occupied forever
         LEASES_ENV: "prefect.server.concurrency.lease_storage.filesystem",
         **LATE_ENV,
+        SERVER_AUTH_ENV: layout.exports[AUTH_ENV],
+        ORIGINS_ENV: f"{url},http://localhost:{port}",
     }
-    command = BackgroundCommand("prefect", arguments, environment, url, needs=[LEASES_ENV])
+    command = BackgroundCommand("prefect", arguments, environment, url, needs=[LEASES_ENV, SERVER_AUTH_ENV, ORIGINS_ENV])
     return Service(command, lambda: ask(f"{url}/api/health", _PROBE_S).is_success, start_s=300.0)
 
 

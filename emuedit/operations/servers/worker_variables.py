@@ -16,7 +16,7 @@ SERVICES = ("*_API_KEY", "HF_TOKEN", "HF_ENDPOINT", "EMUEDIT_SMTP_URL", "EMUEDIT
 """Patterns of variables that name an account or a service: a worker that runs with other values is restarted."""
 SETTINGS = (
     "EMUEDIT_WORKSPACE_NAME", "EMUEDIT_HALVE_BATCHES", "EMUEDIT_PROGRESS_SECONDS", "HF_HOME", "HF_HUB_OFFLINE",
-    "XDG_CACHE_HOME", "CUDA_VISIBLE_DEVICES", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "PREFECT_API_AUTH_STRING",
+    "XDG_CACHE_HOME", "CUDA_VISIBLE_DEVICES", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD",
 )  # fmt: skip
 """Other variables that a worker passes on to its runs; they take effect at its next start."""
 RECORDED = {"mlflow": (), "worker": SETTINGS}

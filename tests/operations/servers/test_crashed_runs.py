@@ -87,7 +87,8 @@ def test_a_killed_scheduled_run_is_crashed_releases_its_slot_and_is_restarted_on
 
     def runs() -> dict[str, dict[str, Any]]:
         """The runs of the server, without those that the schedule plans for later."""
-        listed = ask(f"{api}/flow_runs/filter", 20, {"limit": 200, "sort": "EXPECTED_START_TIME_ASC"}).json()
+        payload = {"limit": 200, "sort": "EXPECTED_START_TIME_ASC"}
+        listed = ask(f"{api}/flow_runs/filter", 20, payload, account).json()
         return {run["id"]: run for run in listed if run["state_name"] != "Scheduled" or run["tags"] == []}
 
     def restarted() -> list[dict[str, Any]]:
@@ -98,14 +99,15 @@ def test_a_killed_scheduled_run_is_crashed_releases_its_slot_and_is_restarted_on
 
     def slots_in_use() -> tuple[int, int]:
         """Slots of the deployment, and of the GPU."""
-        limits = [ask(f"{api}/deployments/name/retrain/minutely", 20).json()["global_concurrency_limit"]]
-        limits.append(ask(f"{api}/v2/concurrency_limits/{server_stack.GPU_LIMIT}", 20).json())
+        limits = [ask(f"{api}/deployments/name/retrain/minutely", 20, account=account).json()["global_concurrency_limit"]]
+        limits.append(ask(f"{api}/v2/concurrency_limits/{server_stack.GPU_LIMIT}", 20, account=account).json())
         return limits[0]["active_slots"], limits[1]["active_slots"]
 
     try:
         emuedit("up", "--port-base", "18700")
         lines = (data / server_control.ENV_FILE).read_text().splitlines()
-        api = dict(line.removeprefix("export ").split("=", 1) for line in lines)["PREFECT_API_URL"]
+        exports = dict(line.removeprefix("export ").split("=", 1) for line in lines)
+        api, account = exports["PREFECT_API_URL"], exports["PREFECT_API_AUTH_STRING"]
         wait_for(lambda: in_state("Completed"), START_S + MINUTE_S, "the first run of the schedule")
         time.sleep(PLANNED_S)
         (folder / "hang").touch()

@@ -195,7 +195,7 @@ def layout(
     tmp_path: Path, postgres: postgres_server.Postgres | None = None, store: ceph_store.CephStore | None = None
 ) -> StackLayout:
     ports = {name: 8500 + index for index, name in enumerate(server_stack.PORT_NAMES)}
-    return StackLayout(tmp_path, ports, postgres, store)
+    return StackLayout(tmp_path, ports, postgres, store, "pa55-of-the-test")
 
 
 def test_no_password_is_in_a_command_line_or_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,6 +209,7 @@ def test_no_password_is_in_a_command_line_or_address(tmp_path: Path, monkeypatch
         line = " ".join(service.command.arguments) + service.command.url
         assert "p4ssw0rd" not in line
         assert "s3cret" not in line
+        assert "pa55" not in line
     by_name = {service.name: service.command.environment for service in services}
     users = [name for name, environment in by_name.items() if "s3cret-of-the-test" in environment.values()]
     assert users == ["store", "mlflow", "prefect", "worker"]
@@ -260,7 +261,8 @@ def records(commands: dict[str, BackgroundCommand]) -> dict[str, ProcessRecord]:
 
 def test_clients_do_not_follow_the_servers_own_address_of_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_ARTIFACTS_DESTINATION", raising=False)
-    assert set(layout(tmp_path).exports) == {"MLFLOW_TRACKING_URI", "PREFECT_API_URL", *server_stack.HEARTBEAT_ENV}
+    names = {"MLFLOW_TRACKING_URI", "PREFECT_API_URL", "PREFECT_API_AUTH_STRING", *server_stack.HEARTBEAT_ENV}
+    assert set(layout(tmp_path).exports) == names
     monkeypatch.setenv("MLFLOW_ARTIFACTS_DESTINATION", "s3://bucket/emuedit/mlflow")
     assert layout(tmp_path).exports["MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD"] == "false"
 

@@ -42,6 +42,7 @@ from emuedit.runtime import Runtime
 from toyworld.edits import exact_judge, phrasings, task_judge
 from toyworld.edits.exact_edits import build_edits
 from toyworld.edits.scene_changes import CHANGES
+from toyworld.edits.wrong_scenes import render_wrong
 from toyworld.scenes import render
 from toyworld.scenes.caption_grammar import slot_noun
 from toyworld.scenes.palette import COLOURS
@@ -71,6 +72,7 @@ class TurnScript:
     instructions: tuple[list[str], ...]  # N of each turn of a cycle
     states: tuple[np.ndarray, np.ndarray]  # uint8 [N, H, W, 3]
     others: tuple[np.ndarray, np.ndarray]  # wrong results, uint8 [N, K, H, W, 3], for state 0 and state 1
+    spoiled: tuple[np.ndarray, np.ndarray]  # results with another change, uint8 [N, M, H, W, 3], for state 0 and state 1
 
     @property
     def region(self) -> np.ndarray:
@@ -82,7 +84,7 @@ class TurnScript:
         cycle = turn % len(self.state)
         state = self.state[cycle]
         before, exact = self.states[1 - state], self.states[state]
-        return task_judge.judge(self.task[cycle], output, before, exact, self.others[state]).success
+        return task_judge.judge(self.task[cycle], output, before, exact, self.others[state], self.spoiled[state]).success
 
 
 def recolour(n: int) -> TurnScript:
@@ -100,13 +102,14 @@ def recolour(n: int) -> TurnScript:
         return [template.format(the=f"the {noun}", colour=colour) for noun, colour in zip(nouns, colours, strict=True)]
 
     pictures = render.images(source), render.images(target)
-    others = []
-    for scenes in (source, target):
+    others, spoiled = [], []
+    for scenes, exact in zip((source, target), pictures, strict=True):
+        spoiled.append(np.stack(list(render_wrong(scenes, exact, lambda _, wrong: render.images(wrong))), 1))
         excluded = np.stack([source.colour[at], target.colour[at]], 1)
         free = np.array([[c for c in range(len(COLOURS)) if c not in row][:4] for row in excluded])  # [N, 4]
         others.append(np.stack([render.images(scenes.replace_fields(*at, colour=free[:, k])) for k in range(4)], 1))
     there, back = texts(target), texts(source)
-    return TurnScript(("local",) * 3, (1, 0, 0), (there, back, back), pictures, (others[0], others[1]))
+    return TurnScript(("local",) * 3, (1, 0, 0), (there, back, back), pictures, (others[0], others[1]), (spoiled[0], spoiled[1]))
 
 
 def add_and_remove(n: int) -> TurnScript:
@@ -117,7 +120,8 @@ def add_and_remove(n: int) -> TurnScript:
     nouns = [slot_noun(change.target, row, slot) for row, slot in enumerate(change.slots)]
     back = [phrasings.REMOVE[0].format(the=f"the {noun}") for noun in nouns]
     others = removed.alternatives, added.alternatives
-    return TurnScript(("add", "remove"), (1, 0), (there, back), (added.before, added.exact), others)
+    spoiled = removed.spoiled, added.spoiled
+    return TurnScript(("add", "remove"), (1, 0), (there, back), (added.before, added.exact), others, spoiled)
 
 
 def run(sampler: EditSampler, script: TurnScript, settings: EditSettings, turns: int, progress: Progress) -> list[np.ndarray]:

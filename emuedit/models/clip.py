@@ -123,10 +123,9 @@ def _check_manifest(name_or_path: str) -> None:
     text_config = (manifest.get("model_cfg") or {}).get("text_cfg") or {}
     options = text_config.get("tokenizer_kwargs") or {}
     if unknown := sorted(options.keys() - _TOKENIZER_OPTIONS):
-        known = ", ".join(sorted(_TOKENIZER_OPTIONS))
         raise ModelFileError(
-            f"want a tokenizer with the options {known} at most, got {', '.join(unknown)} in {model_sources.CLIP.file} of "
-            f"{name_or_path!r}, which can run code; delete them from text_cfg.tokenizer_kwargs, or take another model"
+            f"want only {', '.join(sorted(_TOKENIZER_OPTIONS))} in text_cfg.tokenizer_kwargs of {model_sources.CLIP.file}, got "
+            f"{', '.join(unknown)} in {name_or_path!r}, which can run code; delete them, or take another model"
         )
 
 

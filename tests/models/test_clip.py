@@ -144,7 +144,7 @@ def test_a_config_cannot_run_code_of_the_folder(clip_tokenizer: Callable[..., An
     file = tmp_path / "tokenizer_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"auto_map": {"AutoTokenizer": [None, "code.Tokenizer"]}}))
     for load in (clip.load, lambda folder: clip.have_equal_tokens(folder, "a", "b")):
-        with pytest.raises(ModelFileError, match=r"got trust_remote_code in open_clip_config.json of .*tokenizer_kwargs"):
+        with pytest.raises(ModelFileError, match=r"tokenizer_kwargs of open_clip_config.json, got trust_remote_code in"):
             load(str(tmp_path))
     assert not (tmp_path / "ran").exists()
 

@@ -51,8 +51,8 @@ def test_an_added_object_with_another_detail_is_wrong(case: str) -> None:
     alternatives = np.stack([render.images(scenes) for scenes in change.alternatives], 1)
     wrong = render.images(change_object(change, *CASES[case]))
     assert len(before) == N
-    assert not task_judge.judge("add", wrong, before, exact, alternatives).success.any()
-    assert task_judge.judge("add", exact, before, exact, alternatives).success.all()
+    assert not task_judge.judge_added_object(wrong, before, exact, alternatives).success.any()
+    assert task_judge.judge_added_object(exact, before, exact, alternatives).success.all()
 
 
 @pytest.fixture(scope="module")

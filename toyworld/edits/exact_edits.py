@@ -10,16 +10,11 @@ from toyworld.edits import exact_judge, exact_targets, phrasings, task_judge, to
 from toyworld.edits.exact_judge import Judgement, edit_region
 from toyworld.edits.exact_targets import FILTERS
 from toyworld.edits.scene_changes import CHANGES, add, scenes_with_object
-from toyworld.edits.wrong_scenes import wrong_scenes
+from toyworld.edits.wrong_scenes import render_wrong
 from toyworld.scenes import render
 from toyworld.scenes.caption_grammar import all_captions, referring_expression, slot_noun, wording_rng
 from toyworld.scenes.palette import BOX_RGB, COLOURS, PERSON
 from toyworld.scenes.scene import SLOTS, Scenes, pick, scene_numbers, uniform
-
-GREY = 128
-"""Value of the pixels that the task `inpaint` must fill."""
-MIN_CHANGED_PX = 24
-"""Minimum wrong area in px for a wrong result to be distinguishable from the exact one."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +31,7 @@ class Edits:
     exact: np.ndarray
     source: Scenes  # the scenes in `before`; if `before` is a map, the scenes from which the map was rendered
     render_alternatives: Callable[[], Iterable[np.ndarray]]  # K times uint8 [N, 64, 64, 3]
+    render_spoiled: Callable[[], Iterable[np.ndarray]] = tuple  # the same; none: the alternatives include them
 
     @cached_property
     def alternatives(self) -> np.ndarray:
@@ -47,12 +43,17 @@ class Edits:
         region = edit_region(self.before, self.exact)
         for n, exact in enumerate(self.exact):
             n_changed = (exact_judge.l1(alternatives[n], exact) > exact_judge.CHANGED_L1)[:, region[n]].sum(1)
-            alternatives[n, n_changed < MIN_CHANGED_PX] = self.before[n]
+            alternatives[n, n_changed < exact_judge.MIN_CHANGED_PX] = self.before[n]
         return alternatives
+
+    @cached_property
+    def spoiled(self) -> np.ndarray:
+        """uint8 [N, K, 64, 64, 3]: the exact results, each with another change that was not asked for."""
+        return np.stack(list(self.render_spoiled()) or [self.exact], 1)
 
     def judge(self, output: np.ndarray) -> Judgement:
         """Judge an editor's outputs, uint8 `[N, 64, 64, 3]`, against the exact results."""
-        return task_judge.judge(self.task, output, self.before, self.exact, self.alternatives)
+        return task_judge.judge(self.task, output, self.before, self.exact, self.alternatives, self.spoiled)
 
 
 def build_edits(task: str, split: str, start: int, n: int) -> Edits:
@@ -96,6 +97,8 @@ def _scene_edits(task: str, numbers: np.ndarray) -> Edits:
     change = CHANGES[task](numbers)
     scenes_with_edited_object = change.target if task == "add" else change.source
     edits_object = task not in ("background", "global", "style")
+    exact = render.images(change.target)
+
     return Edits(
         task=task,
         numbers=numbers,
@@ -104,14 +107,20 @@ def _scene_edits(task: str, numbers: np.ndarray) -> Edits:
         output_captions=all_captions(change.target),
         objects=[slot_noun(scenes_with_edited_object, n, s) if edits_object else "" for n, s in enumerate(change.slots)],
         before=render.images(change.source),
-        exact=render.images(change.target),
+        exact=exact,
         source=change.source,
         render_alternatives=lambda: [render.images(other) for other in change.alternatives],
+        render_spoiled=lambda: render_wrong(
+            change.target, exact, lambda _, scenes: render.images(scenes), change.slots if task == "add" else None
+        ),
     )
 
 
 def _annotation_edits(task: str, numbers: np.ndarray) -> Edits:
-    """detect and segment. Alternatives: the annotation of each other slot, and the other kind of annotation."""
+    """detect and segment. Alternatives: the annotation of each other slot, and the other kind of annotation.
+
+    Instructions name no colour, but an editor has seen marks of one colour only: a mask of another one is spoiled.
+    """
     source, slots = scenes_with_object(numbers)
     truth = render.truth(source)
     captions = all_captions(source)
@@ -123,6 +132,8 @@ def _annotation_edits(task: str, numbers: np.ndarray) -> Edits:
     def render_alternatives() -> list[np.ndarray]:
         return [*(annotate(truth, (slots + k) % SLOTS) for k in range(1, SLOTS)), annotate_otherwise(truth, slots)]
 
+    exact = annotate(truth, slots)
+    marked = (exact != truth.images).any(-1, keepdims=True)
     nouns = [slot_noun(source, n, slot) for n, slot in enumerate(slots)]
     return Edits(
         task=task,
@@ -135,9 +146,10 @@ def _annotation_edits(task: str, numbers: np.ndarray) -> Edits:
         ],
         objects=nouns,
         before=truth.images,
-        exact=annotate(truth, slots),
+        exact=exact,
         source=source,
         render_alternatives=render_alternatives,
+        render_spoiled=lambda: [np.where(marked, rgb, truth.images) for rgb in task_judge.OTHER_RGB if task == "segment"],
     )
 
 
@@ -155,12 +167,14 @@ def _map_edits(task: str, numbers: np.ndarray) -> Edits:
 
     exact = np.where(reverse_images, truth.images, exact_map)
 
+    def draw(rows: np.ndarray, scenes: Scenes) -> np.ndarray:
+        wrong, reverse = exact[rows], from_map[rows]
+        wrong[reverse] = render.images(scenes[reverse])
+        wrong[~reverse] = _map_of(task, scenes[~reverse])
+        return wrong
+
     def render_alternatives() -> Iterator[np.ndarray]:
-        for rows, scenes in wrong_scenes(source):
-            wrong, reverse = exact.copy(), from_map[rows]
-            wrong[rows[reverse]] = render.images(scenes[reverse])
-            wrong[rows[~reverse]] = _map_of(task, scenes[~reverse])
-            yield wrong
+        yield from render_wrong(source, exact, draw)
         for kind in phrasings.MAPS:
             if kind != task:
                 yield np.where(reverse_images, exact_map, _render_map(kind, source, truth))
@@ -201,6 +215,11 @@ def _color_edits(numbers: np.ndarray) -> Edits:
     has_effect = edit_region(before, exact_targets.apply_colour_filter(before, filter_ids)).any((1, 2))
     # A filter may have no visible effect, such as "saturate" on a grey image. Such images are darkened instead.
     filter_ids = np.where(has_effect, filter_ids, FILTERS.index("darken"))
+    exact = exact_targets.apply_colour_filter(before, filter_ids)
+
+    def draw(rows: np.ndarray, scenes: Scenes) -> np.ndarray:
+        return exact_targets.apply_colour_filter(render.images(scenes), filter_ids[rows])
+
     names = [FILTERS[i] for i in filter_ids]
     captions = all_captions(source)
     templates = [phrasings.COLOR[name] + phrasings.SHARED.get(("color", name), ()) for name in names]
@@ -212,11 +231,12 @@ def _color_edits(numbers: np.ndarray) -> Edits:
         output_captions=captions,
         objects=[""] * len(numbers),
         before=before,
-        exact=exact_targets.apply_colour_filter(before, filter_ids),
+        exact=exact,
         source=source,
         render_alternatives=lambda: [
             exact_targets.apply_colour_filter(before, (filter_ids + k) % len(FILTERS)) for k in range(1, len(FILTERS))
         ],
+        render_spoiled=lambda: render_wrong(source, exact, draw),
     )
 
 
@@ -235,7 +255,7 @@ def _held_out_edits(task: str, numbers: np.ndarray) -> Edits:
     if task == "superres":
         before = exact_targets.downsample_4x(before)
     elif task == "inpaint":
-        before = _cut_hole(source, slots, before)
+        before = exact_targets.cut_hole(source, slots, before)
 
     def render_alternatives() -> Iterator[np.ndarray]:
         if task == "add_detect":
@@ -243,10 +263,7 @@ def _held_out_edits(task: str, numbers: np.ndarray) -> Edits:
             yield from (np.where(line, exact, render.images(scenes)) for scenes in change.alternatives)
             return
         yield from (exact_targets.depth(truth), exact_targets.sketch(truth), exact_targets.segmap(source, truth))
-        for rows, scenes in wrong_scenes(source):
-            wrong = exact.copy()
-            wrong[rows] = _held_out_result(task, scenes)
-            yield wrong
+        yield from render_wrong(source, exact, lambda _, scenes: _held_out_result(task, scenes))
 
     captions = all_captions(source)
     return Edits(
@@ -272,12 +289,3 @@ def _held_out_result(task: str, scenes: Scenes, truth: render.GroundTruth | None
         draw = exact_targets.contour if task == "contour" else exact_targets.cutout
         return draw(truth or render.truth(scenes))
     return truth.images if truth else render.images(scenes)
-
-
-def _cut_hole(source: Scenes, slots: np.ndarray, images: np.ndarray) -> np.ndarray:
-    """A copy of the images with a grey square of 20 px over the upper left part of the object in the slot."""
-    out = images.copy()
-    for n, slot in enumerate(slots):
-        x, y = int(source.x[n, slot]), int(source.y[n, slot])
-        out[n, max(y - 16, 0) : y + 4, max(x - 16, 0) : x + 4] = GREY
-    return out

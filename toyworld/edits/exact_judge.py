@@ -18,6 +18,11 @@ MAX_WINDOW_L1 = 0.16
 WINDOW_PX = 8
 CHANGED_L1 = 0.06
 """A pixel belongs to the edit region if its L1 between input and exact result is larger than this."""
+MAX_SPOILED_RATIO = 0.6
+"""Where a spoiled result differs from the exact one, an output is spoiled whose distance to it is less than this share of that to
+the exact result. Soft outputs are about as far from both; chosen on labelled outputs (tests/toyworld/judge_labels)."""
+MIN_CHANGED_PX = 24
+"""Minimum wrong area in px for a wrong result to be distinguishable from the exact one."""
 EXACT, INPUT = 0, 1
 """Values of `Judgement.nearest`; `2 + k` is alternative k."""
 
@@ -85,6 +90,23 @@ def find_nearest(
     return np.array(
         [_nearest(output[n], before[n], exact[n], alternatives[n], region[n], n) for n in range(len(exact))], np.int64
     )
+
+
+def find_spoiled(output: np.ndarray, exact: np.ndarray, spoiled: np.ndarray) -> list[str]:
+    """The fault of each output that shows the edit together with another change, or ''.
+
+    `spoiled`: uint8 `[N, K, 64, 64, 3]`, exact results with another change, such as a lost object; may equal the exact results.
+    """
+    faults = []
+    for image, right, wrong in zip(output, exact, spoiled, strict=True):
+        differs = l1(wrong, right) > CHANGED_L1  # [K, 64, 64]
+        n_px = differs.sum((1, 2))
+        to_exact, to_wrong = ((differs * error).sum((1, 2)) for error in (l1(image, right), l1(wrong, image)))
+        is_spoiled = (n_px >= MIN_CHANGED_PX) & (to_wrong < MAX_SPOILED_RATIO * to_exact)
+        faults.append(
+            f"the output is nearer to the exact result with another change, {is_spoiled.argmax()}" if is_spoiled.any() else ""
+        )
+    return faults
 
 
 def conclude(

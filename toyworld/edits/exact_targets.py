@@ -9,6 +9,8 @@ from toyworld.scenes.render import GroundTruth, quantise
 from toyworld.scenes.scene import SLOTS, Scenes
 
 BOX_WIDTH_PX = 2
+GREY = 128
+"""Value of the pixels that the task `inpaint` must fill."""
 JOINTS = tuple(stamps.joints(0))
 """Names of the joints of a stick figure, in the order of `keypoints`."""
 LIMB_RGB = np.array([(255, 60, 60), (60, 90, 255), (250, 250, 250), (70, 220, 70), (250, 220, 50)], np.float32) / 255
@@ -123,3 +125,12 @@ def downsample_4x(images: np.ndarray) -> np.ndarray:
     n = len(images)
     small = images.reshape(n, SIZE // 4, 4, SIZE // 4, 4, 3).astype(np.float32).mean((2, 4))
     return (small + 0.5).astype(np.uint8).repeat(4, 1).repeat(4, 2)
+
+
+def cut_hole(source: Scenes, slots: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """A copy of the images with a grey square of 20 px over the upper left part of the object in the slot."""
+    out = images.copy()
+    for n, slot in enumerate(slots):
+        x, y = int(source.x[n, slot]), int(source.y[n, slot])
+        out[n, max(y - 16, 0) : y + 4, max(x - 16, 0) : x + 4] = GREY
+    return out

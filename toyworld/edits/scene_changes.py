@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from toyworld.edits import phrasings
-from toyworld.edits.wrong_scenes import with_other_details
+from toyworld.edits.wrong_scenes import N_DETAILS, with_other_details
 from toyworld.scenes.caption_grammar import BACKGROUND_PHRASES, describe_object, indefinite_article, slot_noun, wording_rng
 from toyworld.scenes.palette import (
     ALLOWED_COLOURS,
@@ -153,7 +153,7 @@ def add(numbers: np.ndarray) -> SceneChange:
     alternatives += [
         target.replace_fields(rows, slots, kind=(kind + k) % len(SHAPES), variant=0, texture=0) for k in range(1, len(SHAPES))
     ]
-    alternatives += [with_other_details(target, slots, k) for k in range(1, max(map(len, (TEXTURES, LETTERS, POSES))))]
+    alternatives += [with_other_details(target, slots, k) for k in range(1, N_DETAILS)]
     values = [{"a_new": _describe_new_object(target, n, slots[n], in_full=True)} for n in range(len(rows))]
     return SceneChange(removal.target, target, alternatives, slots, [phrasings.ADD] * len(rows), values)
 

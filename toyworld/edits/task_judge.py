@@ -4,10 +4,13 @@
 - detect: a line that is one pixel off is a correct box; an open line, or one around more than the object, is not.
 - add_detect: the line as in detect, and the object without the line, which has more pixels than a wrong colour changes.
 - remove: remains of an object may be nearer to the background than to the object, and still be visible.
+- every task: an output is wrong that is clearly nearer to the exact result with another change, such as a lost object.
 - background: the exact result is one instance of a texture; other instances are equally correct.
 
 The bounds were chosen on labelled outputs (tests/toyworld/judge_labels); docs/toyworld.md reports the agreement.
 """
+
+from dataclasses import replace
 
 import numpy as np
 from scipy.ndimage import binary_dilation, distance_transform_edt, gaussian_filter
@@ -22,6 +25,8 @@ MAX_SHIFT_PX = 6
 _MARGIN = (MAX_SHIFT_PX, MAX_SHIFT_PX)
 _STEPS = range(-MAX_SHIFT_PX, MAX_SHIFT_PX + 1, 2)
 _SHIFTS = np.array([(dx, dy) for dx in _STEPS for dy in _STEPS])  # [S, 2] px
+OTHER_RGB = np.array([rgb for rgb in np.ndindex(2, 2, 2) if rgb not in ((1, 0, 1), (0, 1, 1))], np.uint8) * np.uint8(255)
+"""uint8 [6, 3]: wrong colours of boxes and masks, the corners of the RGB cube without magenta (boxes) and cyan (masks)."""
 LINE_TOLERANCE_PX = 3
 """A line pixel is correct if the exact line is less than this far away, px."""
 MIN_LINE_RECALL = 0.6
@@ -37,12 +42,17 @@ MAX_OBJECTS_L1 = 0.07
 """`MAX_OUTSIDE_L1` for objects on a new background, whose rims mix with it."""
 
 
-def judge(task: str, output: np.ndarray, before: np.ndarray, exact: np.ndarray, alternatives: np.ndarray) -> Judgement:
+def judge(
+    task: str, output: np.ndarray, before: np.ndarray, exact: np.ndarray, alternatives: np.ndarray, spoiled: np.ndarray
+) -> Judgement:
     """Judge N outputs of an editor for one task. Images are uint8 `[N, 64, 64, 3]`, alternatives `[N, K, 64, 64, 3]`.
 
-    Raises ValueError as `exact_judge.judge` does.
+    `spoiled` `[N, M, 64, 64, 3]`: exact results with another change. Raises ValueError as `exact_judge.judge` does.
     """
-    return _JUDGES.get(task, exact_judge.judge)(output, before, exact, alternatives)
+    judgement = _JUDGES.get(task, exact_judge.judge)(output, before, exact, alternatives)
+    faults = exact_judge.find_spoiled(output, exact, spoiled)
+    reason = tuple("; ".join(filter(None, both)) for both in zip(judgement.reason, faults, strict=True))
+    return replace(judgement, success=np.array([not text for text in reason], bool), reason=reason)
 
 
 def judge_added_object(output: np.ndarray, before: np.ndarray, exact: np.ndarray, alternatives: np.ndarray) -> Judgement:
@@ -111,8 +121,9 @@ def _move_to_fit(
 def judge_box(output: np.ndarray, before: np.ndarray, exact: np.ndarray, alternatives: np.ndarray) -> Judgement:
     """Whether a box is drawn along the exact line, by recall and precision with a tolerance, and nothing else changes.
 
-    A pixel is drawn if it is nearer to the colour of boxes than to the input. The measures follow the Berkeley benchmark
-    for boundaries (Martin, Fowlkes and Malik 2004). The alternatives, boxes of other objects, have too little recall.
+    A pixel is drawn if it is nearer to the colour of boxes than to the input and to other colours. The measures follow the
+    Berkeley benchmark for boundaries (Martin, Fowlkes and Malik 2004). The alternatives, boxes of other objects, have too little
+    recall.
     """
     del alternatives
     faults, near_line = _line_faults(output, (before,), (exact != before).any(-1))
@@ -123,11 +134,12 @@ def judge_box(output: np.ndarray, before: np.ndarray, exact: np.ndarray, alterna
 def _line_faults(output: np.ndarray, without_line: tuple[np.ndarray, ...], line: np.ndarray) -> tuple[list[str], np.ndarray]:
     """The fault of each drawn line, or '', and bool [N, H, W]: the pixels near the exact `line`, bool [N, H, W].
 
-    A pixel is drawn if it is nearer to the colour of boxes than to each of the images `without_line`, uint8 [N, H, W, 3].
+    A pixel is drawn if it is nearer to the colour of boxes than to other colours and to each of the images `without_line`, uint8
+    [N, H, W, 3].
     """
     rgb = quantise(BOX_RGB)
     to_rgb = l1(output, rgb)
-    drawn = np.all([(to_rgb < l1(output, image)) & (l1(image, rgb) > CHANGED_L1) for image in without_line], 0)
+    drawn = np.all([(to_rgb < l1(output, image)) & (l1(image, rgb) > CHANGED_L1) for image in (*without_line, *OTHER_RGB)], 0)
     near_line, near_drawn = _near(line), _near(drawn)
     recall = exact_judge.masked_mean(near_drawn, line)
     precision = exact_judge.masked_mean(near_line, drawn)

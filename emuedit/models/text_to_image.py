@@ -211,7 +211,10 @@ def freeze(pipeline: Any, device: str) -> Any:
 
 
 def avoid_vae_overflow(vae: Any) -> None:
-    """Convert a float16 VAE to float32 if its config says that it overflows (SDXL)."""
+    """Convert a float16 VAE to float32 if its config has `force_upcast`: SDXL's, which overflows, and those without the key.
+
+    True is the default of diffusers' AutoencoderKL, so SD1.5's VAE is converted too; AutoencoderTiny's is False.
+    """
     if vae.dtype == torch.float16 and getattr(vae.config, "force_upcast", False):
         vae.to(torch.float32)
 

@@ -43,7 +43,7 @@ def check_size(height: int, width: int, factor: int) -> None:
 
 
 def _overflow_avoided(vae: Any) -> AbstractContextManager[object]:
-    """Disable float16 autocast for a VAE whose config says that it overflows (SDXL)."""
+    """Disable float16 autocast for a VAE whose config has `force_upcast`, see `text_to_image.avoid_vae_overflow`."""
     kind = torch.device(_device(vae)).type
     has_autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     if not has_autocast or torch.get_autocast_dtype(kind) != torch.float16 or not getattr(vae.config, "force_upcast", False):

@@ -61,7 +61,8 @@ class PromptToPromptRecipe(config.Params):
     self_fraction: float = Field(0.4, ge=0, le=1)
     """First fraction of the steps, with the source's self-attention; authors: 0.4."""
     self_tokens: int = Field(ge=0)
-    """Self-attention is copied in layers of at most this many tokens; authors: 256 for latents of 64 x 64."""
+    """Self-attention is copied in layers of at most this many tokens; authors: 256, for SD1.5 at 512 px. SDXL at 1024 px: 1024,
+    its smallest layers. An error if above 0 and below the smallest layers; 0: in no layer."""
     null_too: bool = False
     """Whether it is also copied in the rows without text, as in InstructPix2Pix."""
     blend: LocalBlend | None = None

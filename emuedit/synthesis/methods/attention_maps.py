@@ -38,6 +38,7 @@ class AttentionMapControl(HookedAttnProcessor):
 
     def __init__(self) -> None:
         self._recorded: dict[int, tuple[Tensor, int]] = {}  # number of tokens -> sum of the maps, number of maps
+        self._self_sizes: set[int] = set()  # numbers of tokens of the self-attention layers
 
     def set(
         self,
@@ -70,6 +71,15 @@ class AttentionMapControl(HookedAttnProcessor):
         total, n_maps = self._recorded[n_tokens]
         return total / n_maps
 
+    def check_self_tokens(self) -> None:
+        """Raise ValueError if a row's limit in the last forward pass is above 0, but below the size of all self-attention."""
+        limits = self.max_self_tokens[self.max_self_tokens > 0].tolist()
+        if limits and self._self_sizes and min(limits) < min(self._self_sizes):
+            raise ValueError(
+                f"want self_tokens of at least {min(self._self_sizes)}, the smallest self-attention of the U-Net, "
+                f"got {min(limits)}; set one of {sorted(self._self_sizes)}, or self_fraction: 0"
+            )
+
     def check_layer(self, attn: Any, hidden_states: Tensor) -> None:
         """Raise ValueError for attention that is not over token sequences, such as a VAE's."""
         if hidden_states.ndim != 3 or attn.spatial_norm is not None or attn.group_norm is not None:
@@ -80,6 +90,7 @@ class AttentionMapControl(HookedAttnProcessor):
 
     def process_qk(self, query: Tensor, key: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Replace queries, keys and their mask [R, ...] of self-attention by the source's, in rows where this is set."""
+        self._self_sizes.add(query.shape[-2])
         injected = self.max_self_tokens >= query.shape[-2]
         if not injected.any():
             return query, key, mask

@@ -83,8 +83,8 @@ class PromptToPrompt:
         """Generate G sources and K edits in one batch: latents float32 [G, C, h, w] and [K, C, h, w].
 
         The sources are those of `Sampler.sources`; an edit has the same noise as its source, initially and in every step. Raises
-        ValueError for unequal numbers of captions, seeds and guidance scales, and for captions that exceed the tokenizer's
-        maximum if words are aligned.
+        ValueError for unequal numbers of captions, seeds and guidance scales, for captions that exceed the tokenizer's
+        maximum if words are aligned, and for `self_tokens` below the U-Net's smallest self-attention.
         """
         if not len(captions) == len(seeds) == len(guidance_scales) or not captions:
             raise ValueError(
@@ -103,6 +103,7 @@ class PromptToPrompt:
             for i, t in enumerate(denoiser.timesteps):
                 step_control.set_step(i, guided=self.sampler.n_terms(denoiser, i, scale) > 1)
                 e, _ = self.sampler.predict_guided(denoiser, i, z, text, null, scale)
+                control.check_self_tokens()
                 z = step_control.apply_local_blend(i, denoiser.step(e, t, z))
         return z[:n_sources], z[n_sources:]
 

@@ -1,3 +1,4 @@
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -120,6 +121,16 @@ def test_self_attention_is_injected_in_small_layers_only() -> None:
     out = attn(x)
     assert torch.equal(out[[0, 2]], expected[[0, 2]])
     assert_close(out[1], attend(attn, attention_map(attn, x[0], x[0]), x[1]), rtol=1e-5, atol=1e-6)
+
+
+def test_a_limit_below_all_self_attention_is_an_error() -> None:
+    attn, x = attention_layer(), random_states(2, 6, 8)
+    for limits, has_effect in (([0, 0], True), ([0, 6], True), ([0, 5], False)):
+        control = set_control(AttentionMapControl(), 2, max_self_tokens=torch.tensor(limits))
+        attn.set_processor(control)
+        attn(x)
+        with nullcontext() if has_effect else pytest.raises(ValueError, match=r"at least 6, .* got 5; set one of \[6\]"):
+            control.check_self_tokens()
 
 
 def test_processors_are_restored(base_model: TextToImageModel) -> None:

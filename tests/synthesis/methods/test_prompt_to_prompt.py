@@ -114,8 +114,10 @@ def test_every_control_changes_the_edit(base_model: TextToImageModel) -> None:
         half_of_steps = generate(base_model, replace(PLAIN_EDIT, **{name: 0.5}))[1][0]
         assert (all_steps - plain).abs().max() > 1e-4, name
         assert (half_of_steps - all_steps).abs().max() > 1e-5, name
-    smallest_layers = generate(base_model, replace(PLAIN_EDIT, self_fraction=1.0, self_tokens=1))[1][0]
-    assert_close(smallest_layers, plain, rtol=0, atol=1e-5)
+    no_layer = generate(base_model, replace(PLAIN_EDIT, self_fraction=1.0, self_tokens=0))[1][0]
+    assert_close(no_layer, plain, rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match=r"want self_tokens of at least \d+, .* got 1; set one of \["):
+        generate(base_model, replace(PLAIN_EDIT, self_fraction=1.0, self_tokens=1))
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """What `from emuedit import ...` offers, and what `help` says about it."""
 
 import inspect
+import pkgutil
 import pydoc
 import re
 import subprocess
@@ -22,6 +23,8 @@ def test_the_documented_errors_can_be_imported_from_the_package() -> None:
     documented = {name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])}
     assert documented == {name for name in emuedit.__all__ if name.endswith("Error")}
     assert all(issubclass(getattr(emuedit, name), ValueError) for name in documented)
+    with_path = [path for row in rows for path in re.findall(r"`(emuedit\.[\w.]+)`", row.split("|")[1])]
+    assert [pkgutil.resolve_name(path).__bases__ for path in with_path] == [(RuntimeError,), (UserWarning,)]
 
 
 @pytest.mark.slow

@@ -172,7 +172,8 @@ class Editor:
         Returns the input's type: an image for an image, an array for an array, a list for a list.
         Raises RefusedInstructionError for a text that the task predictor does not take for an edit instruction, EditError for
         other invalid arguments: an image of another type, an empty instruction, an unknown task, lists of unequal length, a
-        missing task predictor. ImageError for a damaged image.
+        missing task predictor. ImageError for a damaged image, NonFiniteEditError if the network returns NaN or infinity.
+        Warns as `choose_tasks`.
         """
         if isinstance(images, Image.Image | np.ndarray):
             return self._edit_list([images], [instructions], None if tasks is None else [tasks], settings)[0]

@@ -3,9 +3,10 @@
 `uv run python bench/vocabulary.py [--quick] [--workspace FOLDER]` writes `bench/results/vocabulary.json`; its last line is the
 same JSON. It needs `models/editor` and `models/router` of a default run. Finished tasks are stored, and the same command resumes.
 
-The base editor was trained without some words of the toy world, which the default run's captions contain. Both editors are given
-the same held-out edits and the true task (`start`, `retrained`); `predicted` is the retrained editor with the task predictor.
-Success is that of all edits, of those with a new word in their texts, and of the others; each is the mean over the tasks.
+The base editor was trained without some words of the toy world, which the default run's captions contain (unseen words). Both
+editors are given the same held-out edits and the true task (`start`, `retrained`); `predicted` is the retrained editor with the
+task predictor. Success is that of all edits, of those with an unseen word in their texts (`new`), and of the others (`known`);
+each is the mean over the tasks.
 `new_over_known` is the ratio of the last two. Differences, retrained minus start, have the central 95 % of a paired bootstrap.
 """
 

@@ -33,10 +33,11 @@ def summarise(
 ) -> dict[str, Table]:
     """One table for each of `edit_success`, `router`, `refused` and the five metrics.
 
-    `router` is the share of correctly predicted tasks, `refused` that of instructions that the task predictor refuses, which are
-    neither successes nor correctly predicted. Values are means over edits; `overall` is the unweighted mean over the trained
-    tasks. The mean of no values is None. Undefined values are excluded and counted in the table `undefined_<metric>`. CLIPdir has
-    two of them: `undefined_clip_dir_equal_captions`, which depends on the benchmark alone, and
+    `router` is the share of correctly predicted tasks, for the wordings of the benchmark: in the toy world training templates
+    with new scenes (bench/router.py measures others). `refused` is the share of instructions that the task predictor refuses,
+    which are neither successes nor correctly predicted. Values are means over edits; `overall` is the unweighted mean over the
+    trained tasks. The mean of no values is None. Undefined values are excluded and counted in the table `undefined_<metric>`.
+    CLIPdir has two of them: `undefined_clip_dir_equal_captions`, which depends on the benchmark alone, and
     `undefined_clip_dir_unchanged_image`, outputs with the CLIP embedding of their input. The mean leaves both out, so a system
     that changes fewer images does not get a lower CLIPdir; compare it together with this count.
     slices: name -> words. `edit_success_<name>` is the success in edits with one of the words in their instruction or captions,

@@ -56,7 +56,8 @@ class EvaluationParams(config.Params):
     """Name -> word list (a .txt file): the report also has the success in edits whose texts contain one of the words, and in the
     others, e.g. for words that are new."""
     split: str = "held_out"
-    """Split of the benchmark, not used in training."""
+    """Split of the benchmark, not used in training. The toy world's has new scenes, but instructions of training templates;
+    bench/router.py measures other wordings."""
     device: Device = "auto"
     """Device of the networks: auto, cuda, mps or cpu."""
     dtype: str = "auto"

@@ -120,12 +120,12 @@ def _promote_once(version: ModelVersion, root: Path, package: Path, section: str
     """`promote`, but raise ChampionChangedError if the champion changed during the comparison."""
     champion = registry.version_at(alias_moves.CHAMPION)
     if champion is not None and champion.number == version.number:
-        reason = alias_moves.reason_of(version.number)  # it may have been moved by a process that was killed then
+        reason = alias_moves.reason_of(version)  # it may have been moved by a process that was killed then
         _record(version, {STATE_TAG: PROMOTED, REASON_TAG: reason})
         text = "it is the champion already" + (f": {reason}" if reason else "")
         return PromotionOutcome(version, Decision(True, text), champion.number, None)
     if _was_replaced(version) and not force_reason:
-        reason = f"{alias_moves.reason_of(version.number)}; it was the champion, and was replaced"
+        reason = f"{alias_moves.reason_of(version)}; it was the champion, and was replaced"
         _record(version, {STATE_TAG: PROMOTED, REASON_TAG: reason})
         return PromotionOutcome(version, Decision(False, reason), champion.number if champion else None, None)
     compared = champion or registry.version_at(alias_moves.PREVIOUS)  # a deleted champion is no reason to accept anything
@@ -160,7 +160,7 @@ def _promote_once(version: ModelVersion, root: Path, package: Path, section: str
 def _was_replaced(version: ModelVersion) -> bool:
     """Whether a process that was killed before it recorded its decision made a version the champion, which it is no more."""
     return version.tags.get(STATE_TAG) == PENDING and any(
-        (move.state, move.kind, move.champion) == (DONE, "promotion", version.number) for move in alias_moves.history()
+        (move.state, move.kind) == (DONE, "promotion") and move.is_to(version) for move in alias_moves.history()
     )
 
 

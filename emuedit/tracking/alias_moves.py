@@ -128,9 +128,9 @@ def history() -> list[Move]:
     return sorted((move for move in move_tickets.read_all() if move.is_of_champion), key=lambda move: move.number)
 
 
-def reason_of(version: int) -> str:
+def reason_of(version: ModelVersion) -> str:
     """Reason of a version's last promotion; empty if no move made it the champion, e.g. if it was set by hand in MLflow."""
-    return next((move.reason for move in reversed(history()) if move.state == DONE and move.champion == version), "")
+    return next((move.reason for move in reversed(history()) if move.state == DONE and move.is_to(version)), "")
 
 
 def repair() -> list[Move]:

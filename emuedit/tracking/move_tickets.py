@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 
 from emuedit.process_identity import pid_space, start_mark, user_at_host
 from emuedit.tracking.mlflow_client import client
-from emuedit.tracking.registry import MODEL_NAME
+from emuedit.tracking.registry import MODEL_NAME, ModelVersion
 
 T = TypeVar("T")
 Kind = Literal["promotion", "rollback", "challenger", "repair"]
@@ -30,6 +30,8 @@ _RELEASED = "released"
 _SOURCE = f"{MOVES_MODEL}:/"
 """Scheme of the source of a ticket. MLflow resolves `models:/...`, and so refuses it for a deleted version."""
 _TRIES = 20
+_CLOCKS_MS = 10_000
+"""Allowed difference of the clocks of two machines that open MLflow's database themselves."""
 _PAGE = 1000
 _CONFLICT = re.compile(
     r"database (table |schema )?is locked"  # SQLite
@@ -82,6 +84,13 @@ class Move:
     def is_of_champion(self) -> bool:
         """Whether it moves the champion, and so belongs to the history."""
         return self.kind not in (REPAIR, CHALLENGER)
+
+    def is_to(self, version: ModelVersion) -> bool:
+        """Whether it is to this version, and not to a deleted one of the same number.
+
+        The numbers start at 1 again if the registered model is deleted in MLflow and made anew; the history stays.
+        """
+        return self.champion == version.number and self.time_ms >= version.created_ms - _CLOCKS_MS
 
     @property
     def is_open(self) -> bool:

@@ -171,7 +171,7 @@ def register_version(
             manifest_hash = signed_files.add_manifest(logged, part_copies)
         version_tags = {key: value[:_MAX_TAG_CHARS] for key, value in tags.items()} | {signed_files.MANIFEST_TAG: manifest_hash}
         registered = mlflow.register_model(logged.model_uri, MODEL_NAME, tags=version_tags)
-    return ModelVersion(int(registered.version), run_id, version_tags)
+    return ModelVersion(int(registered.version), run_id, version_tags, created_ms=registered.creation_timestamp)
 
 
 def download_version(uri: str) -> Path:

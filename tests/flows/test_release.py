@@ -65,6 +65,7 @@ def test_from_first_model_to_refusal_to_next_champion(
     first = retrain(0.5)
     assert first.version is not None
     assert first.is_new
+    assert first.version.created_ms == registry.get_version(1).created_ms > 0
     table = format_models(registry.all_versions(), {"champion": first.version})
     assert "data: new captions" in table.splitlines()[1]
     assert aliases() == [1, None, None]

@@ -1,14 +1,13 @@
 """A promotion compares again if the champion changed during the comparison, but not forever."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from emuedit.promotion import promote
 from emuedit.promotion.gate import Decision
-from emuedit.tracking import alias_moves, registry
+from emuedit.tracking import alias_moves, move_tickets, registry
 from emuedit.tracking.registry import ModelVersion
 
 CHANGED = "the champion changed from 1 to 2 while version 3 was compared; compare again"
@@ -48,6 +47,11 @@ def install(monkeypatch: pytest.MonkeyPatch, n_changes: int, accepts: bool = Tru
     monkeypatch.setattr(registry, "version_at", lambda alias: None)
     monkeypatch.setattr(registry, "set_version_tags", fake.set_version_tags)
     return fake
+
+
+def move_to_3(kind: str) -> move_tickets.Move:
+    """A completed move to version 3, requested at 100,000 ms."""
+    return move_tickets.Move(7, "done", kind, 3, None, "better", False, "user@host", 100_000, 100_000)
 
 
 def promote_version() -> promote.PromotionOutcome:
@@ -119,8 +123,7 @@ def test_a_version_that_was_replaced_before_its_decision_was_recorded_is_not_pro
 ) -> None:
     """Its promotion was killed after the move; a person rolled back, and the next retrain found it without a decision."""
     fake = install(monkeypatch, 0)
-    move = SimpleNamespace(state="done", kind="promotion", champion=3, reason="better")
-    monkeypatch.setattr(alias_moves, "history", lambda: [move])
+    monkeypatch.setattr(alias_moves, "history", lambda: [move_to_3("promotion")])
     pending = ModelVersion(3, "run", {promote.STATE_TAG: promote.PENDING})
     outcome = promote.promote(pending, Path(), Path(), force_reason=force_reason)
     assert outcome.decision.promote == bool(force_reason)
@@ -132,6 +135,19 @@ def test_a_version_that_was_replaced_before_its_decision_was_recorded_is_not_pro
 
 def test_a_version_that_was_champion_by_a_rollback_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = install(monkeypatch, 0)
-    monkeypatch.setattr(alias_moves, "history", lambda: [SimpleNamespace(state="done", kind="rollback", champion=3, reason="")])
+    monkeypatch.setattr(alias_moves, "history", lambda: [move_to_3("rollback")])
     assert promote.promote(ModelVersion(3, "run", {promote.STATE_TAG: promote.PENDING}), Path(), Path()).decision.promote
     assert "compare" in fake.calls
+
+
+@pytest.mark.parametrize(("created_ms", "is_measured"), [(99_000, False), (101_000, False), (200_000, True)])
+def test_a_move_of_a_deleted_version_of_the_same_number_is_no_promotion(
+    created_ms: int, is_measured: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The registered model was deleted in MLflow and made anew: version 3 got the promotion of the earlier version 3."""
+    fake = install(monkeypatch, 0, accepts=False)
+    monkeypatch.setattr(alias_moves, "history", lambda: [move_to_3("promotion")])
+    version = ModelVersion(3, "run", {promote.STATE_TAG: promote.PENDING}, created_ms=created_ms)
+    assert promote.promote(version, Path(), Path()).decision.reason.startswith("worse" if is_measured else "better; it was")
+    assert fake.tags[promote.STATE_TAG] == (promote.REFUSED if is_measured else promote.PROMOTED)
+    assert alias_moves.reason_of(version) == ("" if is_measured else "better")

@@ -39,10 +39,12 @@ class NotRegisteredError(RuntimeError):
 def check(graph: dvc_graph.Graph, options: RetrainOptions, will_run: bool) -> None:
     """Check at the start what would make the retrain fail at its end.
 
-    Raises GateError, ParamsError, PublicationError or GitError.
+    Raises GateError, ParamsError, GraphError, PublicationError or GitError.
     will_run: whether a stage is out of date, so that the gate may have to decide.
     """
     publication.check(graph, options.push, options.branch)
+    if options.registry and model_parts(graph):
+        result_origin.check_outs(graph)
     if options.registry and will_run:
         gate_stage.check(graph)
 

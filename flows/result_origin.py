@@ -16,13 +16,14 @@ from emuedit.data.dependencies import SUMMARY_FILE
 from emuedit.data.text_hash import hex_hash
 from emuedit.editor.settings import EditSettings
 from emuedit.promotion import lineage
-from emuedit.tracking import registry, service_errors
+from emuedit.tracking import registry, runs, service_errors
 from emuedit.tracking.registry import ModelVersion
 from flows import dvc_graph
 
 DIRTY_TAG, CHANGES_TAG, BRANCH_TAG = "git.dirty", "git.changes", "git.branch"
 BRANCH_COMMIT_TAG = "git.branch_commit"
 """Tag of a version with the commit of the branch of results that has its `dvc.lock`, metrics, `params.yaml` and `dvc.yaml`."""
+_OUT_PREFIX = "dvc."
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,17 @@ def make_tags(graph: dvc_graph.Graph, content: str, at_start: StartState) -> dic
     if at_start.commit:
         changes = uncommitted_inputs(graph, at_start)
         tags |= {"git.commit": at_start.commit, DIRTY_TAG: str(bool(changes)).lower(), CHANGES_TAG: ", ".join(changes)}
-    return tags | {f"dvc.{path}": md5 for path, md5 in graph.hashes().items()} | _number_formats(graph)
+    return tags | {f"{_OUT_PREFIX}{path}": md5 for path, md5 in graph.hashes().items()} | _number_formats(graph)
+
+
+def check_outs(graph: dvc_graph.Graph) -> None:
+    """Raise GraphError for an out whose path MLflow would refuse in the key of a tag, after the training."""
+    outs = [out.as_posix() for stage in graph.stages for out in stage.outs]
+    if refused := [path for path in outs if not runs.is_valid_key(f"{_OUT_PREFIX}{path}")]:
+        raise dvc_graph.GraphError(
+            f"want outs of letters, digits and `_-./ :` only, which the registry accepts in a tag of {runs.MAX_KEY_CHARS} "
+            f"characters, got {refused[0]}; rename it in dvc.yaml, or register nothing (--no-register)"
+        )
 
 
 def uncommitted_inputs(graph: dvc_graph.Graph, at_start: StartState) -> list[str]:
@@ -101,13 +112,14 @@ def tag_published(version: ModelVersion | None, branch: str, commit: str) -> Non
 
 
 def _number_formats(graph: dvc_graph.Graph) -> dict[str, str]:
-    """Tags `dtype.<stage>` with the number format of each stage, from its summary."""
-    tags: dict[str, str] = {}
+    """Tags `dtype.<stage>` with the number format of each stage, from its summaries; all formats of the items of a matrix."""
+    formats: dict[str, set[str]] = {}
     for stage in graph.stages:
         for path in (graph.root / out / SUMMARY_FILE for out in stage.outs):
             params = json.loads(path.read_text(encoding="utf-8"))["params"] if path.is_file() else {}
-            tags |= {f"dtype.{stage.name}": params["dtype"]} if "dtype" in params else {}
-    return tags
+            if "dtype" in params:
+                formats.setdefault(f"dtype.{stage.name.partition('@')[0]}", set()).add(params["dtype"])
+    return {key: ", ".join(sorted(names)) for key, names in formats.items()}
 
 
 def _parent(graph: dvc_graph.Graph) -> str:

@@ -28,6 +28,8 @@ EXPERIMENT = "emuedit"
 WORKSPACE_TAG = "emuedit.workspace"
 """Tag of a run with the machine and the folder in which its flow runs."""
 _MAX_VALUE_CHARS = 5000  # of a tag or a param
+MAX_KEY_CHARS = 250
+"""MLflow refuses longer keys of tags, params and metrics."""
 _INVALID_KEY_CHARS = re.compile(r"[^\w\-./ :]")  # refused by MLflow
 
 
@@ -85,6 +87,11 @@ def is_active(run_id: str) -> bool:
         raise
 
 
+def is_valid_key(key: str) -> bool:
+    """Whether MLflow accepts a key of a tag, such as `dvc.` with a normalised path."""
+    return len(key) <= MAX_KEY_CHARS and _INVALID_KEY_CHARS.search(key) is None
+
+
 def log_run(
     run_id: str,
     *,
@@ -103,7 +110,7 @@ def log_run(
     run_params = [Param(key, str(value)[:_MAX_VALUE_CHARS]) for key, value in flatten(params)]
     for batch in batches(run_params, MAX_PARAMS_PER_REQUEST):
         mlflow.log_batch(run_id, params=batch)
-    run_tags = [RunTag(_INVALID_KEY_CHARS.sub("_", key), value[:_MAX_VALUE_CHARS]) for key, value in tags.items()]
+    run_tags = [RunTag(_valid_key(key), value[:_MAX_VALUE_CHARS]) for key, value in tags.items()]
     for batch in batches(run_tags, MAX_PARAMS_PER_REQUEST):
         mlflow.log_batch(run_id, tags=batch)
     run_metrics = [Metric(key, float(value), now_ms, 0) for key, value in flatten(metrics) if isinstance(value, int | float)]
@@ -168,12 +175,13 @@ def recent_runs(metric: str, n_runs: int) -> list[LoggedRun]:
 
 
 def tag_values(tag: str, tags: Mapping[str, str]) -> list[str]:
-    """Values of a tag in the newest hundred runs of flows with this tag and the given tags."""
+    """Values of a tag in the newest hundred runs of flows with this tag and the given tags, whose keys are as for `log_run`."""
     mlflow = client()
     experiment = mlflow.get_experiment_by_name(EXPERIMENT)
     if experiment is None:
         return []
-    conditions = "".join(f" and tags.`{key}` = '{value}'" for key, value in tags.items())
+    conditions = "".join(f" and tags.`{_valid_key(key)}` = '{value}'" for key, value in tags.items())
+    tag = _valid_key(tag)
     query, order = f"tags.`{tag}` != ''{conditions}", ["attributes.start_time DESC"]
     matches = mlflow.search_runs([experiment.experiment_id], query, max_results=100, order_by=order)
     return [str(run.data.tags[tag]) for run in matches]
@@ -224,7 +232,11 @@ def flatten(values: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         for name, value in items:
             yield from flatten(value, f"{key}.{name}" if key else str(name))
     elif values is not None and not (isinstance(values, float) and not math.isfinite(values)):
-        yield _INVALID_KEY_CHARS.sub("_", key), values
+        yield _valid_key(key), values
+
+
+def _valid_key(key: str) -> str:
+    return _INVALID_KEY_CHARS.sub("_", key)
 
 
 def read_metrics_file(path: Path) -> Any:

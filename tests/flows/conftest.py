@@ -32,10 +32,8 @@ stages:
       name: [x, y]
       size: [1]
     cmd: python make.py branch ${item.name}
-    deps:
-      - data
-    outs:
-      - branch-${item.name}.txt
+    deps: [data]
+    outs: ["branch-${item.name}.txt", "summaries/${item.name}"]
   network:
     cmd: python make.py network
     deps: [branch-x.txt, branch-y.txt]
@@ -59,6 +57,9 @@ if what == "first":
     Path("data/x.txt").write_text(value)
 if what == "branch":
     Path(f"branch-{sys.argv[2]}.txt").write_text(value)
+    (folder := Path("summaries", sys.argv[2])).mkdir(parents=True, exist_ok=True)
+    dtype = {"x": "float32", "y": "bfloat16"}[sys.argv[2]]
+    (folder / "summary.json").write_text(json.dumps({"params": {"dtype": dtype}}))
 if what == "network":
     folder = Path("models/editor")
     folder.mkdir(parents=True, exist_ok=True)

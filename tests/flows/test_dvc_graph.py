@@ -37,7 +37,9 @@ def test_stale_is_what_changed_and_what_follows(project: Path, dvc_run: Callable
     graph = dvc_graph.read(project)
     assert graph.stale() == {}
     assert set(graph.stale(force=True).values()) == {("forced",)}
-    assert set(graph.hashes()) == {"data", "branch-x.txt", "branch-y.txt", "models/editor", "reports"}
+    assert set(graph.hashes()) == {
+        "data", "branch-x.txt", "branch-y.txt", "summaries/x", "summaries/y", "models/editor", "reports"
+    }  # fmt: skip
     (project / "branch-y.txt").unlink()
     assert dvc_graph.read(project).stale() == {
         "branch@y-1": ("out branch-y.txt: deleted",),

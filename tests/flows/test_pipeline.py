@@ -54,6 +54,7 @@ def test_a_second_retrain_has_nothing_to_do(
     champion = registry.version_at("champion")
     assert champion is not None
     assert (project / "parent.txt").read_text() == champion.run_id
+    assert champion.tags["dtype.branch"] == "bfloat16, float32", "want a tag of all items of a matrix"
 
     assert edges_of_stages() == {
         "first": set(),

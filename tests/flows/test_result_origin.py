@@ -1,5 +1,7 @@
 """The origin of a version: the commit and the params with which the retrain started, and what was not committed then."""
 
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -111,6 +113,41 @@ def test_untracked_files_count_only_if_they_are_inputs(project: Path, graph: dvc
 def test_outputs_that_git_tracks_are_no_changes(project: Path, graph: dvc_graph.Graph) -> None:
     (project / "reports/metrics.json").write_text("{}")
     assert tags_of(graph)["git.dirty"] == "false"
+
+
+def test_the_items_of_a_matrix_have_one_tag_with_their_number_formats(project: Path) -> None:
+    """MLflow refuses `@` in the key of a tag of a version."""
+    for name, dtype in {"add": "float32", "local": "bfloat16", "style": "float32"}.items():
+        (project / "data" / name).mkdir(parents=True)
+        (project / "data" / name / "summary.json").write_text(json.dumps({"params": {"dtype": dtype}}))
+    stages = [dvc_graph.Stage(f"pairs@{name}", (), (Path("data", name),)) for name in ("add", "local", "style")]
+    tags = tags_of(dvc_graph.Graph(project, tuple(stages), (), {}))
+    assert {key: value for key, value in tags.items() if key.startswith("dtype.")} == {"dtype.pairs": "bfloat16, float32"}
+
+
+@pytest.mark.parametrize("out", ["models/editor@lora", "data/a+b", "reports/n=4", "data/pairs (new)", "data/" + "x" * 250])
+def test_an_out_that_mlflow_would_refuse_in_a_tag_is_refused_before_the_first_stage(project: Path, out: str) -> None:
+    """A version has the hash of each out in a tag, and the registration failed after every training."""
+    editor = dvc_graph.Stage("network", (), (Path("models/editor"),), meta={"register": "editor"})
+    graph = dvc_graph.Graph(project, (editor, dvc_graph.Stage("pairs", (), (Path(out),))), (), {})
+    with pytest.raises(dvc_graph.GraphError, match=rf"got {re.escape(out)}; rename it in dvc.yaml"):
+        release.check(graph, RetrainOptions(), will_run=False)
+    release.check(graph, RetrainOptions(registry=False), will_run=False)
+    without_model = dvc_graph.Graph(project, graph.stages[1:], (), {})
+    release.check(without_model, RetrainOptions(), will_run=False)
+
+
+def test_the_same_outs_are_refused_as_by_mlflow() -> None:
+    from mlflow.exceptions import MlflowException
+    from mlflow.utils.validation import _validate_model_version_tag
+
+    for path in ("data/ä b.c-d_e:f/1", "a,b", "a@b", "a(b", "a'b", "a\nb", "x" * 246, "x" * 247):
+        is_refused = False
+        try:
+            _validate_model_version_tag(f"dvc.{path}", "hash")
+        except MlflowException:
+            is_refused = True
+        assert runs.is_valid_key(f"dvc.{path}") != is_refused, path
 
 
 def test_a_project_in_a_folder_of_a_repository_has_only_its_changes(project: Path, graph: dvc_graph.Graph) -> None:

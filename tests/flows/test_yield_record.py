@@ -75,6 +75,15 @@ def test_what_a_failed_run_made_is_known_to_the_next(project: Path, store: str) 
 
 
 @pytest.mark.slow
+def test_the_seconds_of_a_skipped_item_of_a_matrix_are_found(project: Path, store: str) -> None:
+    """MLflow refuses `@` and `=` in the key of a tag, so the run has the keys with `_`."""
+    seconds = {"pairs@n=4": 3.0}
+    graph = make_graph(project, dict.fromkeys(seconds, "hash"))
+    release.fail(release.start(project), RuntimeError("breach"), graph, seconds)
+    assert yield_record.all_seconds(graph, {}) == seconds
+
+
+@pytest.mark.slow
 def test_a_pipeline_without_pairs_has_no_ledger(project: Path, store: str) -> None:
     result = finish(project, {"first": "x"}, {"first": 1.0})
     assert result.ledger is None

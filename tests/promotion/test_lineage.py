@@ -111,7 +111,7 @@ def test_a_version_is_listed_explained_and_made_again(
 
     assert cli.main(["rebuild", "1"]) == 0
     output = capsys.readouterr().out
-    assert "version 1: 4 of 4 outputs are identical" in output, "reports are not compared"
+    assert "version 1: 6 of 6 outputs are identical" in output, "reports are not compared"
     assert shell("git", "worktree", "list", cwd=project).count("\n") == 1
 
     assert cli.main(["promote", "1"]) == 0

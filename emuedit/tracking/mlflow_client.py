@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from emuedit.tracking.store_address import tracking_uri
+from emuedit.tracking.store_address import TRACKING_URI_ENV, tracking_uri
 
 MAX_METRICS_PER_REQUEST = 1000
 """MLflow refuses more."""
@@ -21,6 +21,22 @@ def client() -> Any:
     if "@" in uri:
         os.environ.setdefault(NO_LINKS_ENV, "true")
     return MlflowClient(tracking_uri=uri)
+
+
+def fluent_api() -> Any:
+    """The module `mlflow`, whose functions use `tracking_uri()` from now on.
+
+    MLflow also writes that to MLFLOW_TRACKING_URI, which would count as a server that the user has named. This is undone.
+    """
+    import mlflow
+
+    before = os.environ.get(TRACKING_URI_ENV)
+    mlflow.set_tracking_uri(tracking_uri())
+    if before is None:
+        os.environ.pop(TRACKING_URI_ENV, None)
+    else:
+        os.environ[TRACKING_URI_ENV] = before
+    return mlflow
 
 
 def create_experiment(mlflow: Any, name: str) -> str:

@@ -10,7 +10,7 @@ import sqlite3
 from pathlib import Path
 
 from emuedit.tracking.service_errors import ServiceError
-from emuedit.tracking.store_address import DATABASE, TRACKING_URI_ENV, server_variables
+from emuedit.tracking.store_address import DATABASE, TRACKING_URI_ENV, open_read_only, server_variables
 
 ARTIFACTS = "mlruns"
 _COLUMNS = (
@@ -26,7 +26,7 @@ def old_place(root: Path) -> Path | None:
     if os.environ.get(TRACKING_URI_ENV) or not database.is_file() or server_variables(root):
         return None
     try:
-        with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=5.0)) as connection:
+        with open_read_only(database, timeout_s=5.0) as connection:
             rows = connection.execute("SELECT artifact_location FROM experiments WHERE experiment_id != 0").fetchall()
     except sqlite3.Error:  # not MLflow's, or damaged: `service_errors.check` reports it
         return None

@@ -15,9 +15,8 @@ from typing import Any
 from emuedit.data.atomic_file import link_or_copy
 from emuedit.data.file_manifest import SETTINGS_FILE, write_manifest
 from emuedit.tracking import model_cache, model_signature, moved_store, service_errors, signed_files
-from emuedit.tracking.mlflow_client import client
+from emuedit.tracking.mlflow_client import client, fluent_api
 from emuedit.tracking.service_errors import hide_password, shown_uri
-from emuedit.tracking.store_address import tracking_uri
 
 MODEL_NAME = "emuedit-editor"
 CONTENT_TAG = "emuedit.content"
@@ -142,9 +141,7 @@ def register_version(
     with service_errors.local("readable parts of the model"):
         for name, folder in parts.items():
             check_part(name, folder)
-    import mlflow
-
-    mlflow.set_tracking_uri(tracking_uri())
+    mlflow = fluent_api()
     collected = model_signature.collect_example_errors()
     with tempfile.TemporaryDirectory() as temporary, mlflow.start_run(run_id=run_id), collected as errors:
         code_copy, part_copies = Path(temporary, _PACKAGE.name), Path(temporary, "parts")
@@ -212,18 +209,13 @@ class _ModelSource:
 
 
 def _find_model(uri: str) -> _ModelSource:
-    import mlflow
-
-    mlflow.set_tracking_uri(tracking_uri())
     return _find_run_model(uri) if uri.startswith(RUNS_SCHEME) else _find_registered_model(uri)
 
 
 def _download(source: _ModelSource, uri: str, folder: Path) -> Path:
-    import mlflow
-
     try:
         with service_errors.transferring():
-            model = Path(mlflow.artifacts.download_artifacts(artifact_uri=source.uri, dst_path=str(folder)))
+            model = Path(fluent_api().artifacts.download_artifacts(artifact_uri=source.uri, dst_path=str(folder)))
     except Exception as error:  # of MLflow, its HTTP library or the client of an artifact store
         is_missing = service_errors.means_missing(error)
         if not is_missing and not service_errors.is_away(error):

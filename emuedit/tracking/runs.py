@@ -18,9 +18,9 @@ from emuedit.tracking.mlflow_client import (
     batches,
     client,
     create_experiment,
+    fluent_api,
 )
 from emuedit.tracking.stats import RUN_UID_TAG, last_status, read_stats, replay
-from emuedit.tracking.store_address import tracking_uri
 
 log = logging.getLogger(__name__)
 
@@ -133,22 +133,16 @@ def read_text(run_id: str, name: str) -> str | None:
     """The text of an artifact of a run; None if there is no such artifact."""
     if not _has_artifact(run_id, name):
         return None
-    import mlflow
-
-    mlflow.set_tracking_uri(tracking_uri())
-    return str(mlflow.artifacts.load_text(f"runs:/{run_id}/{name}"))
+    return str(fluent_api().artifacts.load_text(f"runs:/{run_id}/{name}"))
 
 
 def download_file(run_id: str, name: str, folder: Path) -> Path | None:
     """Download an artifact of a run to `folder`/`name`; None if there is no such artifact."""
     if not _has_artifact(run_id, name):
         return None
-    import mlflow
-
-    mlflow.set_tracking_uri(tracking_uri())
     target = folder / name
     target.parent.mkdir(parents=True, exist_ok=True)
-    return Path(mlflow.artifacts.download_artifacts(artifact_uri=f"runs:/{run_id}/{name}", dst_path=str(target.parent)))
+    return Path(fluent_api().artifacts.download_artifacts(artifact_uri=f"runs:/{run_id}/{name}", dst_path=str(target.parent)))
 
 
 def _has_artifact(run_id: str, name: str) -> bool:

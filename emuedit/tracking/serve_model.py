@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from emuedit.tracking import model_cache, registry
+from emuedit.tracking.mlflow_client import fluent_api
 from emuedit.tracking.registry import MODEL_NAME, RUNS_SCHEME, SCHEME
-from emuedit.tracking.store_address import TRACKING_URI_ENV, is_server_stopped, tracking_uri
+from emuedit.tracking.store_address import TRACKING_URI_ENV, is_server_stopped
 
 REQUEST_S = 300
 """Default time limit for an answer, in seconds. The server waits 10 s longer before it exits."""
@@ -32,10 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "serve_model: want the MLflow of `emuedit up` in this folder, got its servers stopped; start them with "
             f"`uv run emuedit up`, or set {TRACKING_URI_ENV}"
         )
-    import mlflow
     from mlflow.pyfunc import scoring_server
 
-    mlflow.set_tracking_uri(tracking_uri())
+    mlflow = fluent_api()
     if options.model_uri.startswith((SCHEME, RUNS_SCHEME)):
         model = registry.download_model(options.model_uri)
         model_cache.keep(model)  # the server also imports code and reads files after its start

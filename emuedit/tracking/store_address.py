@@ -1,8 +1,10 @@
 """Which MLflow is used: MLFLOW_TRACKING_URI, else the running server of `emuedit up` in the working folder, else `mlflow.db`."""
 
+import contextlib
 import json
 import os
 import shlex
+import sqlite3
 from pathlib import Path
 
 from emuedit.process_identity import start_mark
@@ -40,6 +42,11 @@ def server_variables(root: Path = Path()) -> dict[str, str]:
         return {**dict(word.split("=", 1) for word in words), TRACKING_URI_ENV: str(record["url"])}
     except (OSError, ValueError, KeyError, TypeError):  # no server, a folder of another user, or a damaged record
         return {}
+
+
+def open_read_only(database: Path, timeout_s: float) -> contextlib.closing[sqlite3.Connection]:
+    """A connection to a database file of MLflow for a `with` block. Raises sqlite3.Error if there is no such file."""
+    return contextlib.closing(sqlite3.connect(f"{database.resolve().as_uri()}?mode=ro", uri=True, timeout=timeout_s))
 
 
 def is_server_stopped(root: Path) -> bool:

@@ -10,10 +10,12 @@ import pytest
 
 from emuedit import cli
 from emuedit.editor import package_folder
+from emuedit.operations.health import registry_checks, running_runs
 from emuedit.operations.servers import server_control
 from emuedit.operations.servers.background_process import ProcessRecord
 from emuedit.process_identity import start_mark
-from emuedit.tracking import moved_store, serve_model, store_address
+from emuedit.tracking import mlflow_client, moved_store, serve_model, store_address
+from emuedit.tracking.registry import MODEL_NAME
 from flows import retrain
 
 URL = "http://127.0.0.1:9"
@@ -79,11 +81,54 @@ def test_commands_name_the_server_that_they_use_instead_of_the_file(
     assert not (empty_folder / "mlflow.db").exists()
 
 
-def test_the_paths_of_a_file_that_is_not_used_do_not_matter(empty_folder: Path, empty_store: Path) -> None:
-    (empty_folder / "mlflow.db").write_bytes(empty_store.read_bytes())
-    with contextlib.closing(sqlite3.connect(empty_folder / "mlflow.db")) as connection, connection:
+def write_moved_database(folder: Path, empty_store: Path) -> None:
+    """`mlflow.db` of a workspace that was moved from /elsewhere."""
+    (folder / "mlflow.db").write_bytes(empty_store.read_bytes())
+    with contextlib.closing(sqlite3.connect(folder / "mlflow.db")) as connection, connection:
         values = "(1, 'retrain', '/elsewhere/mlruns/1', 'active')"
         connection.execute(f"INSERT INTO experiments (experiment_id, name, artifact_location, lifecycle_stage) VALUES {values}")
+
+
+@pytest.mark.parametrize("name", ["a #2", "50%25", "what?", "b\u00fcro 100%"])
+def test_a_database_is_read_in_a_folder_of_any_name(name: str, empty_folder: Path, empty_store: Path) -> None:
+    """In a URI of SQLite, `#`, `%` and `?` have a meaning."""
+    (folder := empty_folder / name).mkdir()
+    write_moved_database(folder, empty_store)
+    assert moved_store.old_place(folder) == Path("/elsewhere")
+    database = folder / "mlflow.db"
+    assert running_runs.runs_of_file(database) == []
+    with contextlib.closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute(f"INSERT INTO registered_models (name) VALUES ('{MODEL_NAME}')")
+        connection.execute(f"INSERT INTO model_versions (name, version, current_stage) VALUES ('{MODEL_NAME}', 1, 'None')")
+    assert registry_checks._count_in_file(database) == 1
+
+
+def test_a_database_that_does_not_exist_is_not_created(empty_folder: Path) -> None:
+    with pytest.raises(sqlite3.OperationalError):
+        store_address.open_read_only(empty_folder / "mlflow.db", timeout_s=1.0)
+    assert not (empty_folder / "mlflow.db").exists()
+
+
+@pytest.mark.parametrize("value", [None, "", "sqlite:///other.db"])
+def test_what_mlflow_writes_to_the_variable_is_no_choice_of_the_user(
+    value: str | None, empty_folder: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a download, no moved workspace was noticed, and a stage without a flow logged to `mlflow.db`."""
+    from mlflow.tracking._tracking_service import utils
+
+    monkeypatch.setattr(utils, "_tracking_uri", None)
+    write_moved_database(empty_folder, empty_store)
+    if value is None:
+        monkeypatch.delenv(store_address.TRACKING_URI_ENV)
+    else:
+        monkeypatch.setenv(store_address.TRACKING_URI_ENV, value)
+    assert mlflow_client.fluent_api().get_tracking_uri() == (value or "sqlite:///mlflow.db")
+    assert os.environ.get(store_address.TRACKING_URI_ENV) == value
+    assert (moved_store.old_place(empty_folder) is None) == bool(value)
+
+
+def test_the_paths_of_a_file_that_is_not_used_do_not_matter(empty_folder: Path, empty_store: Path) -> None:
+    write_moved_database(empty_folder, empty_store)
     with pytest.raises(moved_store.ServiceError, match=r"mlflow.db still points to /elsewhere"):
         moved_store.check(empty_folder)
     write_server(empty_folder, start_mark(os.getpid()))

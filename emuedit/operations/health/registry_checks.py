@@ -64,10 +64,7 @@ def _count_in_file(file: Path) -> int:
     if not file.is_file():
         return 0
     query = "SELECT COUNT(*) FROM model_versions WHERE name = ? AND current_stage != 'Deleted_Internal'"  # as MLflow deletes
-    with (
-        contextlib.suppress(sqlite3.Error),
-        contextlib.closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=2.0)) as connection,
-    ):
+    with contextlib.suppress(sqlite3.Error), store_address.open_read_only(file, timeout_s=2.0) as connection:
         return int(connection.execute(query, (MODEL_NAME,)).fetchone()[0])
     return 0
 

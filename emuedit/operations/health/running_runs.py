@@ -4,7 +4,6 @@ A starting retrain closes the runs that a killed one left in its workspace; othe
 """
 
 import contextlib
-import sqlite3
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from emuedit.operations.health.health_finding import Finding
 from emuedit.operations.servers.http_probe import ask
 from emuedit.process_identity import workspace
 from emuedit.tracking.runs import WORKSPACE_TAG
+from emuedit.tracking.store_address import open_read_only
 
 _OLD_S = 24 * 3600.0
 _ANSWER_S = 10.0
@@ -71,7 +71,7 @@ def runs_of_server(uri: str, account: str) -> list[RunningRun]:
 
 def runs_of_file(path: Path) -> list[RunningRun]:
     """The running runs of a database file, opened read-only. Raises sqlite3.Error for a file without MLflow's tables."""
-    with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=2.0)) as connection:
+    with open_read_only(path, timeout_s=2.0) as connection:
         rows = connection.execute(_QUERY).fetchall()
     return [RunningRun(run_id, (start_ms or 0) / 1000, tag or "") for run_id, start_ms, tag in rows]
 

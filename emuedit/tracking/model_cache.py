@@ -14,9 +14,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from emuedit.tracking.service_errors import FullDiskError
+
 MAX_MODELS = 8
 """Maximum number of models; beyond it, those unused for a day are deleted, the longest unused first."""
 _UNUSED_S = 24 * 3600.0
+_PART = ".part-"  # prefix of the folders of incomplete models
 _IN_USE = ".in-use"  # a file in the folder of a model, locked by those that keep the model
 
 Download = Callable[[Path], Path]
@@ -33,7 +36,10 @@ def folder() -> Path | None:
 
 
 def get(key: str, download: Download) -> Path:
-    """The model with this key, downloaded if it is not cached. Raises the errors of `download`, except for a full disk."""
+    """The model with this key, downloaded if it is not cached.
+
+    Raises the errors of `download`, but those of a full disk only if the temporary folder is full, too.
+    """
     models = folder()
     if models is not None and (models / key).is_dir():
         with contextlib.suppress(OSError):  # a read-only cache
@@ -46,8 +52,9 @@ def get(key: str, download: Download) -> Path:
             path = _fill(models, key, download)
             _prune(models, key)
             return path
-        except OSError as error:  # or an error of the download, which the second attempt raises
-            problem = f"because {models} cannot be used: {error.strerror or str(error)[:200]}"
+        except (OSError, FullDiskError) as error:  # or an error of the download, which the second attempt raises
+            reason = "its disk or quota is full" if isinstance(error, FullDiskError) else error.strerror or str(error)[:200]
+            problem = f"because {models} cannot be used: {reason}"
     temporary = Path(tempfile.mkdtemp(prefix="emuedit-model-"))
     atexit.register(shutil.rmtree, temporary, ignore_errors=True)
     path = download(temporary)
@@ -78,7 +85,7 @@ def _is_kept(model: Path) -> bool:
 
 
 def _fill(models: Path, key: str, download: Download) -> Path:
-    with tempfile.TemporaryDirectory(dir=models, prefix=".part-", ignore_cleanup_errors=True) as temporary:
+    with tempfile.TemporaryDirectory(dir=models, prefix=_PART, ignore_cleanup_errors=True) as temporary:
         path = download(Path(temporary))
         try:
             path.rename(models / key)
@@ -89,11 +96,13 @@ def _fill(models: Path, key: str, download: Download) -> Path:
 
 
 def _prune(models: Path, key: str) -> None:
-    """Delete excess models and leftovers of killed downloads."""
+    """Delete excess models and leftovers of killed downloads and deletions."""
     with contextlib.suppress(OSError):  # another process may delete at the same time
         ages = sorted((time.time() - path.stat().st_mtime, path) for path in models.iterdir() if path.name != key)
         complete = [(age_s, path) for age_s, path in ages if not path.name.startswith(".")]
-        parts = [(age_s, path) for age_s, path in ages if path.name.startswith(".part-")]
+        parts = [(age_s, path) for age_s, path in ages if path.name.startswith(_PART)]
         for age_s, path in (*complete[MAX_MODELS - 1 :], *parts):
             if age_s > _UNUSED_S and not _is_kept(path):
-                shutil.rmtree(path, ignore_errors=True)
+                part = Path(tempfile.mkdtemp(dir=models, prefix=_PART))
+                path.rename(part / path.name)  # a process that is killed now leaves no damaged model under its name
+                shutil.rmtree(part, ignore_errors=True)

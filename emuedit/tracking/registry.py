@@ -224,7 +224,8 @@ def _download(source: _ModelSource, uri: str, folder: Path) -> Path:
         reason = service_errors.one_line(error)
         if not is_missing:
             problem = f"a download from the artifact store of {shown_uri()} failed ({reason}); solve this and try again"
-            raise service_errors.ServiceError(f"{uri} was not downloaded, because {problem}") from error
+            kind = service_errors.FullDiskError if service_errors.means_full_disk(error) else service_errors.ServiceError
+            raise kind(f"{uri} was not downloaded, because {problem}") from error
         place = moved_store.old_place(Path.cwd())
         advice = f"this workspace was moved from {place}; run `emuedit sync --moved`" if place else "choose another model"
         raise RegistryError(f"{shown_uri()} has no model at {uri} ({reason}); {advice}") from error

@@ -63,6 +63,10 @@ class ServiceError(RuntimeError):
     """Raised if MLflow is unreachable, rejects the account, or if the server is not MLflow."""
 
 
+class FullDiskError(ServiceError):
+    """Raised if a download does not fit on this machine's disk, or in the quota of the user."""
+
+
 class LocalError(ValueError):
     """Raised if a file or another service fails, which a ServiceError would call an outage of MLflow."""
 
@@ -91,6 +95,11 @@ def means_missing(error: Exception) -> bool:
     if getattr(error, "error_code", "") == "INTERNAL_ERROR":
         return is_of_mlflow(error) and _MISSING.search(str(error)) is not None
     return is_of_mlflow(error) and not is_away(error)
+
+
+def means_full_disk(error: BaseException) -> bool:
+    """Whether an error of a download means a full disk or quota here. MLflow collects the errors of files as text."""
+    return re.search(r"No space left on device|[Dd]isk quota exceeded", str(error)) is not None
 
 
 def is_of_mlflow(error: BaseException) -> bool:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -179,6 +180,27 @@ def test_the_cache_is_bounded_and_keeps_what_is_in_use(tmp_path: Path, monkeypat
     assert len(left) == model_cache.MAX_MODELS
     assert {"new", "m-0", "m-11"} <= set(left)
     assert ".part-killed" not in left
+
+
+def test_a_half_deleted_model_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process was killed while it deleted the model, of which some files were left."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    oldest, *_ = [model_cache.get(f"m-{number}", download_to) for number in range(model_cache.MAX_MODELS)]
+    os.utime(oldest, (0, 0))
+
+    delete = shutil.rmtree
+
+    def delete_half(folder: Path, **options: Any) -> None:
+        if not (files := list(Path(folder).rglob("x"))):
+            return delete(folder, **options)
+        files[0].unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as killed:
+        killed.setattr(model_cache.shutil, "rmtree", delete_half)
+        with pytest.raises(KeyboardInterrupt):
+            model_cache.get("new", download_to)
+    assert (model_cache.get(oldest.name, download_to) / "x").is_file()
 
 
 @pytest.mark.slow

@@ -133,6 +133,25 @@ def test_failed_downloads_of_an_outage_and_of_missing_files(
         registry.download_version(URI)
 
 
+@pytest.mark.parametrize("problem", ["[Errno 28] No space left on device", "[Errno 122] Disk quota exceeded: 'weights'"])
+def test_a_model_that_does_not_fit_into_the_cache_is_downloaded_to_a_temporary_folder(
+    problem: str, tmp_path: Path, known_source: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def download(artifact_uri: str, dst_path: str) -> str:
+        if Path(dst_path).is_relative_to(tmp_path):
+            raise collected(problem)
+        (Path(dst_path) / "artifacts").mkdir()
+        return dst_path
+
+    monkeypatch.setattr(service_errors, "check", lambda: None)
+    monkeypatch.setattr(registry.signed_files, "check_files", lambda *arguments: None)
+    monkeypatch.setattr(mlflow.artifacts, "download_artifacts", download)
+    assert registry.download_version(URI).is_dir()
+    cache = tmp_path / "cache/emuedit/registered-models"
+    assert capsys.readouterr().err == f"the model is not cached, because {cache} cannot be used: its disk or quota is full\n"
+    assert list(cache.iterdir()) == []
+
+
 def test_missing_files_count_only_if_mlflow_answers(known_source: None, monkeypatch: pytest.MonkeyPatch) -> None:
     def download(artifact_uri: str, dst_path: str) -> str:
         raise FileNotFoundError("no such folder")

@@ -37,7 +37,7 @@ _CONFLICT = re.compile(
     r"database (table |schema )?is locked"  # SQLite
     r"|deadlock detected|could not serialize access|lock timeout|too many clients|remaining connection slots"  # PostgreSQL
     r"|unique constraint|Giving up after"  # another process took the same number, or wrote the same row first
-    r"|too many (500|503) error responses",  # any of these, on a server
+    r"|too many (429|500|503) error responses",  # any of these, or a limit of the rate of requests, on a server
     re.IGNORECASE,
 )
 """Texts of errors after which the database has changed nothing, so the same call may succeed later."""

@@ -103,14 +103,14 @@ for case in sys.argv[1:]:
 # name -> (status and body of a server, or a URI), what the line must say
 MLFLOW: dict[str, tuple[tuple[int, bytes] | str, str]] = {
     "nothing listens": ("http://127.0.0.1:9", r"no server answers there; start it"),
-    "401 of basic auth": ((401, b"You are not authenticated"), r"rejects the credentials \(401\)"),
+    "401 of basic auth": ((401, b"You are not authenticated"), r"rejects the credentials \(401\).*renew MLFLOW_TRACKING_TOKEN"),
     "401 as JSON": ((401, b'{"error_code": "UNAUTHENTICATED", "message": "no"}'), r"rejects the credentials \(401\)"),
     "403": ((403, b"Permission denied"), r"lacks the permission \(403\)"),
     "403 as JSON": ((403, b'{"error_code": "PERMISSION_DENIED", "message": "no"}'), r"lacks the permission \(403\)"),
     "500": ((500, b"Internal Server Error"), r"fails \(500 or above\)"),
     "502 of a proxy": ((502, b"<html>Bad Gateway</html>"), r"fails \(500 or above\)"),
     "503 while it starts": ((503, b""), r"fails \(500 or above\)"),
-    "429": ((429, b"slow down"), r"fails \(500 or above\)|with an error"),
+    "429": ((429, b"slow down"), r"limits the rate of requests \(429\); try again later"),
     "404 of another program": ((404, b"Not Found"), r"no MLflow API \(404\)"),
     "HTML of another program": ((200, b"<!doctype html><html></html>"), r"not MLflow; check the URL"),
     "JSON of another program": ((200, b"{}"), r"not MLflow; check the URL"),

@@ -257,6 +257,7 @@ def test_without_a_champion_there_is_nothing_to_go_back_from(versions: int) -> N
         (BAD_REQUEST, "(sqlite3.IntegrityError) UNIQUE constraint failed: registered_model_aliases.name", True),
         (INTERNAL_ERROR, "Model Version creation error (name=emuedit-editor-moves). Giving up after 3 attempts.", True),
         (INTERNAL_ERROR, "API request failed: Max retries exceeded (Caused by too many 503 error responses)", True),
+        (INTERNAL_ERROR, "API request failed: Max retries exceeded (Caused by too many 429 error responses)", True),
         (INTERNAL_ERROR, "API request failed: Max retries exceeded (Caused by too many 504 error responses)", False),
         (TEMPORARILY_UNAVAILABLE, "(psycopg2.OperationalError) server closed the connection unexpectedly", False),
         (BAD_REQUEST, "(psycopg2.errors.UndefinedTable) relation model_versions does not exist", False),

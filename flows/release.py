@@ -243,13 +243,13 @@ def _register(graph: dvc_graph.Graph, result: RetrainResult, reason: str, at_sta
     settings = at_start.edit_settings(stage.section).model_dump()
     with service_errors.converted():
         with waiting("registering the model"):
-            new_version = registry.register_version(result.run_id, folders, MODEL_FILE, settings, tags)
-        version = registry.delete_duplicate_version(new_version)
-        if version.number != new_version.number:
-            return dataclasses.replace(result, version=version)
-        alias_moves.set_challenger(version.number)
-        version_card.update(version.number)
-    return dataclasses.replace(result, version=version, is_new=True)
+            version = registry.register_version(result.run_id, folders, MODEL_FILE, settings, tags)
+        version = registry.delete_duplicate_version(version)
+        is_new = version.run_id == result.run_id  # MLflow makes two if its answer was lost and the request sent again
+        if is_new:
+            alias_moves.set_challenger(version.number)
+            version_card.update(version.number)
+    return dataclasses.replace(result, version=version, is_new=is_new)
 
 
 def _decide(graph: dvc_graph.Graph, result: RetrainResult) -> RetrainResult:

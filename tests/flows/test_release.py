@@ -164,6 +164,40 @@ def test_a_model_that_cannot_answer_is_not_registered(
 
 
 @pytest.mark.slow
+def test_a_registration_that_mlflow_made_twice_is_one_new_version(
+    project: Path, finish_stages: FinishStages, store: str, weightless_model: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its answer was lost, and the request sent again. The version was taken for one of another workspace."""
+    import mlflow
+
+    release.finish(finish_stages(0.5), release.start(project), {}, RetrainOptions())
+    register = mlflow.register_model
+
+    def register_twice(*arguments: Any, **options: Any) -> Any:
+        register(*arguments, **options)
+        return register(*arguments, **options)
+
+    monkeypatch.setattr(mlflow, "register_model", register_twice)
+    worse = release.finish(finish_stages(0.4), release.start(project), {}, RetrainOptions())
+    assert (worse.is_new, worse.version and worse.version.number) == (True, 2)
+    assert [version.number for version in registry.all_versions()] == [1, 2]
+    assert aliases() == [1, 2, None]
+
+
+@pytest.mark.slow
+def test_the_same_model_of_another_workspace_is_not_new(
+    project: Path, finish_stages: FinishStages, store: str, weightless_model: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both registered it at the same moment."""
+    first = release.finish(finish_stages(0.5), release.start(project), {}, RetrainOptions())
+    monkeypatch.setattr(registry, "find_version", lambda content: None)
+    second = release.finish(finish_stages(0.5), release.start(project), {}, RetrainOptions())
+    assert first.version is not None
+    assert (second.is_new, second.version and second.version.run_id) == (False, first.version.run_id)
+    assert aliases() == [1, None, None]
+
+
+@pytest.mark.slow
 def test_a_version_whose_retrain_was_killed_before_the_gate_is_decided_about_by_the_next(
     project: Path, finish_stages: FinishStages, store: str, weightless_model: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -171,9 +171,9 @@ def commit_results(
 
 
 def _tip_elsewhere(root: Path, branch: str) -> str | None:
-    """The commit of a branch of git's remotes, where this clone has none of that name; None unless exactly one has it."""
-    tips = git.run(root, "for-each-ref", "--format=%(objectname)", f"refs/remotes/*/{branch}").split()
-    return tips[0] if len(tips) == 1 else None
+    """The commit of a branch of git's remotes, where this clone has none of that name; None if none has it, or they differ."""
+    tips = set(git.run(root, "for-each-ref", "--format=%(objectname)", f"refs/remotes/*/{branch}").split())
+    return tips.pop() if len(tips) == 1 else None
 
 
 def _write_pipeline_files(root: Path, at_start: StartState, folder: Path) -> dict[Path, str]:

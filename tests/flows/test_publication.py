@@ -107,6 +107,8 @@ def test_a_second_clone_goes_on_with_the_branch_of_the_remote(committed: Path, t
     other = shell("git", "commit-tree", "HEAD^{tree}", "-p", "HEAD", "-m", "of another clone", cwd=committed).strip()
     shell("git", "update-ref", "refs/remotes/origin/retrained", other, cwd=committed)
     assert publication._tip_elsewhere(committed, "retrained") == other
+    shell("git", "update-ref", "refs/remotes/second/retrained", other, cwd=committed)
+    assert publication._tip_elsewhere(committed, "retrained") == other, "two remotes with the same commit"
     shell("git", "update-ref", "refs/remotes/second/retrained", commit, cwd=committed)
     assert publication._tip_elsewhere(committed, "retrained") is None, "two remotes, and no way to know which one is meant"
     assert publication._tip_elsewhere(committed, "other") is None

@@ -14,6 +14,7 @@ MAX_HOURS = 168
 def link_report(bucket: Bucket, root: Path, path: Path, hours: float) -> str:
     """Upload a file of the project at `root` and return a URL that anyone can open for `hours` hours, in (0, MAX_HOURS].
 
+    A URL that is signed with temporary credentials ends with them.
     If dvc.lock or params.yaml is not committed, the file is uploaded to `reports/<commit>-uncommitted/`.
     Raises RemoteError for a path that is not a file below `root`, and for other hours.
     """

@@ -104,6 +104,12 @@ def keeps_objects(name: str) -> bool:
     return task is not None and task.region == "background" and task.index is not None
 
 
+def is_annotated(name: str) -> bool:
+    """Whether an annotator draws the target of the task called `name`; False for a task that is not in the table."""
+    task = find_task(name)
+    return task is not None and task.annotated
+
+
 def changes_whole_image(name: str) -> bool:
     """Whether the result of the task `name` is a new image, no pixel of which has to equal the input; False for unknown tasks."""
     task = find_task(name)

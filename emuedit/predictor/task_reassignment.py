@@ -2,7 +2,8 @@
 
 Emu Edit (arXiv 2311.10089, section 3) reassigns samples whose instruction fits another task. The thresholds are ours. A predictor
 repeats the labels that it was trained on, correct or not. So the stage `router` writes out-of-fold predictions
-(`cross_fitting`), which are used here.
+(`cross_fitting`), which are used here. Pairs of annotated tasks keep their label: an annotator drew their target for it. No pair
+becomes one of an annotated task, since a generated target is not such an annotation.
 Shapes: N pairs, U distinct instructions, K tasks that the predictor knows.
 """
 
@@ -24,6 +25,7 @@ from emuedit.predictor import cross_fitting, ngram_classifier, task_predictor
 from emuedit.predictor.task_predictor import TaskPredictor
 from emuedit.progress import Progress
 from emuedit.runtime import Runtime
+from emuedit.tasks import is_annotated
 
 TEXTS_PER_FILE = 10_240
 """Instructions that are predicted before the predictions are stored. A multiple of the batch of `TaskPredictor.probabilities`, as
@@ -47,13 +49,15 @@ def reassign(
 ) -> Reassignment:
     """Replace the task of each of N pairs by the most probable one, if its probability is at least `min_probability`.
 
-    `probabilities` [N, K] are over the `known_tasks`.
+    A pair keeps its task if that or the most probable one is annotated. `probabilities` [N, K] are over the `known_tasks`.
     """
     column = {task: k for k, task in enumerate(known_tasks)}
     given_columns = np.array([column.get(task, -1) for task in tasks], int)
     best = probabilities.argmax(1) if len(texts) else given_columns
     rows = np.arange(len(texts))
-    chosen = np.where((given_columns >= 0) & (probabilities[rows, best] >= min_probability), best, given_columns)
+    annotated = np.array([is_annotated(task) for task in known_tasks], bool)
+    can_change = (given_columns >= 0) & ~annotated[given_columns] & ~annotated[best]
+    chosen = np.where(can_change & (probabilities[rows, best] >= min_probability), best, given_columns)
     probability = np.where(chosen >= 0, probabilities[rows, chosen], np.nan)
     names = tuple(task if k < 0 else known_tasks[k] for task, k in zip(tasks, chosen, strict=True))
     return Reassignment(names, probability)

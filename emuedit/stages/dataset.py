@@ -50,7 +50,8 @@ class ReassignmentParams(config.Params):
     """Thresholds of task reassignment. Probabilities in [0, 1]."""
 
     reassign: float = Field(gt=0.5, le=1)
-    """Minimum probability of a task to replace the pair's own (Emu Edit; the threshold is ours)."""
+    """Minimum probability of a task to replace the pair's own (Emu Edit; the threshold is ours). Annotated tasks neither replace
+    nor are replaced."""
     reject: float = Field(ge=0, le=0.5)
     """Pairs whose final task is less probable are rejected with `task_probability_min`."""
 

@@ -22,6 +22,13 @@ def test_a_probable_task_replaces_another_one_and_an_unknown_one_stays() -> None
     assert reassign([], [], ["a", "b"], np.zeros((0, 2)), min_probability=0.9).tasks == ()
 
 
+@pytest.mark.parametrize(("task", "predicted"), [("segment", "detect"), ("local", "color"), ("color", "local")])
+def test_neither_a_pair_of_an_annotated_task_nor_a_pair_predicted_as_one_is_reassigned(task: str, predicted: str) -> None:
+    result = reassign([task, "remove"], ["x", "y"], [task, predicted, "remove"], np.array([[0.01, 0.98, 0.01]] * 2), 0.9)
+    assert result.tasks == (task, "local" if predicted == "local" else "remove")
+    np.testing.assert_array_equal(result.probability, [0.01, 0.98 if predicted == "local" else 0.01])
+
+
 def test_predictions_are_cached_for_equal_texts_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     predictor = task_predictor.from_t5(str(T5), ["local", "remove", "add"], 32)
     predictor.save(tmp_path / "router")

@@ -32,7 +32,6 @@ PER_CLASS = 320
 """Sample size per class. With few texts, new wordings of a known task are mistaken for a new task (docs/log.md)."""
 PRIOR_ODDS = 0.25
 """Prior odds of a new task against one known task: it is chosen if its probability without the prior exceeds 0.8."""
-_NOISE = WordingNoise()
 _VARIATIONS_KNOWN, _VARIATIONS_NEW = 1, 4
 _RIDGE = 1e-4
 
@@ -45,6 +44,8 @@ class KnownFeatures:
     """float16 [N, D]."""
     text_hash: str
     """Hash of the N texts in order. Features of other texts are not used."""
+    noise: WordingNoise
+    """The noise of the variations."""
 
 
 class NewTasks:
@@ -65,13 +66,14 @@ class NewTasks:
         """Fit to instructions of each new task and texts of each known class.
 
         `features` maps texts to float32 [B, D]. Texts are augmented with typing errors, omitted words and polite phrases.
-        `known_features`: those of the known texts; computed if they are not given, or belong to other texts or a T5 of another
-        width.
+        `known_features`: those of the known texts, and the noise for all texts; the features are computed if they are not given,
+        or belong to other texts or a T5 of another width.
         """
+        noise = WordingNoise() if known_features is None else known_features.noise
         random = rng("new tasks")
         n_known = len(known_instructions)
-        known_texts, known_labels = _augment(known_instructions, _VARIATIONS_KNOWN, random)
-        new_texts, new_labels = _augment(instructions, _VARIATIONS_NEW, random)
+        known_texts, known_labels = _augment(known_instructions, _VARIATIONS_KNOWN, noise, random)
+        new_texts, new_labels = _augment(instructions, _VARIATIONS_NEW, noise, random)
         new = features(new_texts)
         stored = None if known_features is None or known_features.text_hash != _hash(known_texts) else known_features.values
         old = features(known_texts) if stored is None or stored.shape[1] != new.shape[1] else stored.float()
@@ -121,11 +123,12 @@ def read_known(folder: Path) -> dict[str, list[str]]:
     return by_class
 
 
-def write_known_features(folder: Path, features: Callable[[Sequence[str]], Tensor]) -> None:
+def write_known_features(folder: Path, features: Callable[[Sequence[str]], Tensor], noise: WordingNoise) -> None:
     """Write the features of the texts that `write_known` wrote, and of their variations; `features` as for `NewTasks.fit`."""
-    texts, _ = _augment(read_known(folder), _VARIATIONS_KNOWN, rng("new tasks"))
+    texts, _ = _augment(read_known(folder), _VARIATIONS_KNOWN, noise, rng("new tasks"))
     file = folder / KNOWN_FEATURES
-    save_file({"features": features(texts).half().contiguous()}, file, {"text_hash": _hash(texts)})
+    metadata = {"text_hash": _hash(texts), "noise": noise.model_dump_json()}
+    save_file({"features": features(texts).half().contiguous()}, file, metadata)
     file.chmod(0o644)  # safetensors files are readable only by their owner
 
 
@@ -135,18 +138,20 @@ def read_known_features(folder: Path) -> KnownFeatures | None:
     if not file.is_file():
         return None
     with safe_open(file, "pt") as tensors:
-        return KnownFeatures(tensors.get_tensor("features"), (tensors.metadata() or {}).get("text_hash", ""))
+        metadata = tensors.metadata() or {}
+        noise = WordingNoise.model_validate_json(metadata.get("noise", "{}"))
+        return KnownFeatures(tensors.get_tensor("features"), metadata.get("text_hash", ""), noise)
 
 
 def _augment(
-    by_class: Mapping[str, Sequence[str]], n_variations: int, random: np.random.Generator
+    by_class: Mapping[str, Sequence[str]], n_variations: int, noise: WordingNoise, random: np.random.Generator
 ) -> tuple[list[str], list[int]]:
     """The distinct texts of each class, followed by variations of each; and the number of the class of each text."""
     texts: list[str] = []
     labels: list[int] = []
     for label, wordings in enumerate(by_class.values()):
         distinct = sorted(set(wordings))
-        varied = distinct + [vary(text, _NOISE, random) for text in distinct for _ in range(n_variations)]
+        varied = distinct + [vary(text, noise, random) for text in distinct for _ in range(n_variations)]
         texts += varied
         labels += [label] * len(varied)
     return texts, labels

@@ -27,6 +27,8 @@ NO_EDIT = "no_edit"
 """Class of texts that are not edit instructions."""
 MIN_READING = 0.2
 """From this probability on, a second task makes the instruction ambiguous. Ours."""
+MIN_NEW_SHARE = 0.5
+"""From this probability on, added tasks count as support of a text. Ours: lower, more texts are accepted that are no edits."""
 N_ALTERNATIVES = 2
 MAX_QUOTED_CHARS = 120
 """Length at which a text is cut in the message of a refusal."""
@@ -195,7 +197,8 @@ class TaskPredictor:
 
         Probabilities are over all tasks, including added ones: if the instruction asks for an excluded task, the others have low
         probabilities and it is refused. They are conditional on an instruction, with a sum of 1 over all tasks, except those of a
-        refused text. Empty texts are always refused. Raises ValueError if no task remains.
+        refused text. Added tasks support a text only with a sum of at least MIN_NEW_SHARE. Empty texts are always refused. Raises
+        ValueError if no task remains.
         """
         names = (*self.tasks, *self._new_instructions)
         columns = [k for k, name in enumerate(names) if among is None or name in among]
@@ -207,7 +210,9 @@ class TaskPredictor:
         if not texts:
             return []
         p = self._with_new_tasks(texts, self.probabilities(texts))
-        supported = p[:, columns].sum(-1) >= self.min_support
+        is_new = torch.tensor([k >= len(self.tasks) for k in columns])
+        trained_share, new_share = ((p[:, columns] * part).sum(-1) for part in (~is_new, is_new))
+        supported = trained_share + new_share * (new_share >= MIN_NEW_SHARE) >= self.min_support
         refused = [not (text.strip() and enough) for text, enough in zip(texts, supported.tolist(), strict=True)]
         p = torch.where(torch.tensor(refused)[:, None], p, p / p.sum(-1, keepdim=True))
         values, indices = p[:, columns].topk(min(1 + N_ALTERNATIVES, len(columns)))

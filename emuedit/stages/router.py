@@ -130,7 +130,7 @@ def run(params: RouterParams, root: Path) -> Summary:
         tracker.log(params.epochs, **{name: value for name, value in metrics.items() if isinstance(value, float)})
     predictor.save(scratch)
     new_tasks.write_known(scratch, [example.text for example in examples], [example.label for example in examples])
-    new_tasks.write_known_features(scratch, predictor.features)
+    new_tasks.write_known_features(scratch, predictor.features, params.noise)
     (scratch / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
     counts = {
         "trained": len(instructions),

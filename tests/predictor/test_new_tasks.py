@@ -1,6 +1,7 @@
 import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from emuedit.predictor import new_tasks, task_predictor
 from emuedit.predictor.new_tasks import NewTasks
 from emuedit.predictor.task_predictor import NO_EDIT, TaskPredictor
+from emuedit.predictor.wording_noise import WordingNoise
 
 T5 = Path(__file__).parents[2] / "toyworld" / "weights" / "t5"
 KNOWN = {
@@ -16,6 +18,7 @@ KNOWN = {
     NO_EDIT: ["hello there", "what is this", "a star on a beach", "nice picture"],
 }
 CUTOUT = ["cut out the objects", "isolate the objects on white", "put everything on white"]
+NOISE = WordingNoise()
 WORDS = sorted({word for texts in (*KNOWN.values(), CUTOUT) for text in texts for word in text.split()})
 
 
@@ -117,12 +120,12 @@ def test_names_that_are_taken_and_tasks_that_cannot_be_known_are_errors(predicto
         earlier.add_task("night", ["make it night"])
 
 
-def save(predictor: TaskPredictor, folder: Path) -> None:
+def save(predictor: TaskPredictor, folder: Path, noise: WordingNoise = NOISE) -> None:
     """Save what the stage `router` saves for new tasks."""
     predictor.save(folder)
     rows = [(text, label) for label, texts in KNOWN.items() for text in texts]
     new_tasks.write_known(folder, [text for text, _ in rows], [label for _, label in rows])
-    new_tasks.write_known_features(folder, predictor.features)
+    new_tasks.write_known_features(folder, predictor.features, noise)
 
 
 def load_and_record(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[TaskPredictor, list[str]]:
@@ -154,6 +157,47 @@ def test_a_loaded_predictor_does_not_compute_the_features_of_the_known_texts_aga
 
 
 @pytest.mark.slow
+def test_a_new_task_is_learned_with_the_noise_of_the_router(
+    predictor: TaskPredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(predictor, tmp_path, WordingNoise(typo_share=0, drop_share=0, courtesy_share=0))
+    loaded, computed = load_and_record(tmp_path, monkeypatch)
+    loaded.predict(["isolate all of it"])
+    assert set(computed) == {*CUTOUT, "isolate all of it"}, "without polite phrases"
+
+
+class FixedShares:
+    """New tasks with these probabilities for every text."""
+
+    def __init__(self, *shares: float) -> None:
+        self.shares = torch.tensor([1 - sum(shares), *shares])
+
+    def probabilities(self, features: torch.Tensor) -> torch.Tensor:
+        return self.shares.repeat(len(features), 1)
+
+
+@pytest.mark.parametrize(
+    ("shares", "among", "refused"),
+    [
+        ((0.4, 0.05), None, True),
+        ((0.55, 0.0), None, False),
+        ((0.3, 0.3), None, False),
+        ((0.3, 0.3), ["local", "night"], True),
+        ((0.0, 0.6), ["cutout"], True),
+    ],
+)
+def test_a_text_is_accepted_as_a_new_task_only_if_that_is_probable(
+    predictor: TaskPredictor, shares: tuple[float, ...], among: list[str] | None, refused: bool
+) -> None:
+    for name in ("cutout", "night"):
+        predictor.add_task(name, CUTOUT)
+    predictor._classifier = cast(NewTasks, FixedShares(*shares))
+    predictor.model.config.router_min_support = 0.35
+    predictor.probabilities = lambda texts, batch=64: torch.tensor([[0.1, 0.1]] * len(texts))  # type: ignore[method-assign]
+    assert predictor.predict(["hello there"], among)[0].refused == refused
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("other", ["texts", "T5"])
 def test_stored_features_of_other_texts_or_of_another_t5_are_not_used(
     other: str, predictor: TaskPredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -162,7 +206,7 @@ def test_stored_features_of_other_texts_or_of_another_t5_are_not_used(
     if other == "texts":
         new_tasks.write_known(tmp_path, [*KNOWN["local"], "erase it"], [*["local"] * 4, "remove"])
     else:
-        new_tasks.write_known_features(tmp_path, lambda texts: torch.ones(len(texts), 7))
+        new_tasks.write_known_features(tmp_path, lambda texts: torch.ones(len(texts), 7), NOISE)
     loaded, computed = load_and_record(tmp_path, monkeypatch)
     assert loaded.predict(CUTOUT[:1])[0].task == "cutout"
     assert set(KNOWN["local"]) < set(computed)

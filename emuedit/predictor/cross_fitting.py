@@ -1,7 +1,7 @@
 """Cross-fitting of the task predictor: each instruction is predicted by a model that was not trained on its wording.
 
-Two instructions have the same wording if they differ only in words from their captions and objects: "make the star red" and
-"make the red ring blue". Shapes: N instructions, K tasks, k folds.
+Two instructions have the same wording if they differ only in function words and words from their captions and objects: "make the
+star red" and "make a red ring blue". Shapes: N instructions, K tasks, k folds.
 """
 
 import re
@@ -22,6 +22,12 @@ OUT_OF_FOLD = "out_of_fold.parquet"
 _PREFIX = "p_"
 _WORD = re.compile(r"[^\W_]+")
 _FILLED = "_"
+FUNCTION_WORDS = {
+    "a", "an", "the", "this", "that", "these", "those", "it", "its", "their", "his", "her", "and", "or", "of", "in", "on", "at",
+    "to", "from", "into", "onto", "with", "for", "by", "as", "is", "are",
+}  # fmt: skip
+"""Words that are replaced whatever the captions. Otherwise the wording of "remove the dog" would depend on whether the caption
+has "the", and "add a dog" and "add an apple" would be two wordings."""
 
 Floats = npt.NDArray[np.float64]
 
@@ -36,9 +42,9 @@ class Example:
 
 
 def wording(instruction: Instruction) -> str:
-    """The instruction with each run of words from its captions and objects replaced by one `_`."""
+    """The instruction with each run of function words and words from its captions and objects replaced by one `_`."""
     described = (instruction.source_caption, instruction.target_caption, instruction.source_object, instruction.target_object)
-    filled = {word for text in described for word in _WORD.findall((text or "").casefold())}
+    filled = FUNCTION_WORDS.union(word for text in described for word in _WORD.findall((text or "").casefold()))
     words = [_FILLED if word in filled else word for word in _WORD.findall(instruction.text.casefold())]
     return " ".join(word for i, word in enumerate(words) if word != _FILLED or words[i - 1 : i] != [_FILLED])
 
@@ -52,6 +58,14 @@ def label_instructions(rows: Iterable[Instruction], n_folds: int) -> list[Exampl
     """Instructions with the fold of their wording; equal texts are in one fold, whatever captions they were written for."""
     fold_by_text: dict[str, int] = {}
     return [Example(row.text, row.task, fold_by_text.setdefault(row.text, fold_of(wording(row), n_folds))) for row in rows]
+
+
+def one_fold_tasks(examples: Iterable[Example]) -> list[str]:
+    """The tasks whose examples are all in one fold: the models that predict them were not trained on that task."""
+    folds: dict[str, set[int]] = {}
+    for example in examples:
+        folds.setdefault(example.label, set()).add(example.fold)
+    return sorted(label for label, used in folds.items() if len(used) == 1)
 
 
 def write_out_of_fold(folder: Path, texts: Sequence[str], folds: Sequence[int], tasks: Sequence[str], p: Floats) -> None:

@@ -30,7 +30,7 @@ from emuedit.data.records import Instruction
 from emuedit.predictor import classifier_adapters, new_tasks, task_predictor
 from emuedit.predictor.calibration import fit_weights, measure, refusal_threshold
 from emuedit.predictor.classifier_adapters import AdapterSettings
-from emuedit.predictor.cross_fitting import Example, fold_of, label_instructions, write_out_of_fold
+from emuedit.predictor.cross_fitting import Example, fold_of, label_instructions, one_fold_tasks, write_out_of_fold
 from emuedit.predictor.ngram_classifier import NgramClassifier
 from emuedit.predictor.non_instructions import NON_INSTRUCTIONS, load_non_instructions
 from emuedit.predictor.task_predictor import NO_EDIT, TaskPredictor
@@ -109,9 +109,18 @@ def run(params: RouterParams, root: Path) -> Summary:
     present = {example.label for example in instructions}
     tasks = [task.name for task in TASKS if task.name in present]
     folds = {example.fold for example in instructions}
-    if len(tasks) < 2 or len(folds) < params.folds:
+    one_fold = one_fold_tasks(instructions)
+    unmeasured = {example.text for example in instructions if example.label in one_fold}
+    if len(tasks) < 2 or len(folds) < params.folds or all(example.text in unmeasured for example in instructions):
         raise RouterError(
-            f"want instructions of two tasks, and wordings for {params.folds} folds; got {tasks} and wordings for {len(folds)}"
+            f"want instructions of two tasks, wordings of a task in two folds, and wordings for {params.folds} folds; got {tasks}"
+            f", wordings in a single fold of {one_fold}, and wordings for {len(folds)}; add captions or wordings"
+        )
+    if one_fold:
+        print(
+            f"router: want wordings of every task in two folds or more, got a single one for {', '.join(one_fold)}; they are "
+            "left out of calibration, metrics and out-of-fold predictions; write more different wordings of them",
+            flush=True,
         )
     others = [text for texts in load_non_instructions(texts_file, "fit").values() for text in texts]
     others += sample(sorted(captions), len(others) // 4, rng("router", "captions"))
@@ -126,7 +135,8 @@ def run(params: RouterParams, root: Path) -> Summary:
             experts[1, inside] = ngrams.logits([examples[row].text for row in inside])
         predictor = training.train(examples)
         predictor.ngrams = fit_ngrams(examples, tasks)
-        metrics = cross_fit(predictor, experts, examples, params, scratch)
+        measured = [row for row, example in enumerate(examples) if example.text not in unmeasured]
+        metrics = cross_fit(predictor, experts[:, measured], [examples[row] for row in measured], params, scratch)
         tracker.log(params.epochs, **{name: value for name, value in metrics.items() if isinstance(value, float)})
     predictor.save(scratch)
     new_tasks.write_known(scratch, [example.text for example in examples], [example.label for example in examples])
@@ -134,7 +144,7 @@ def run(params: RouterParams, root: Path) -> Summary:
     (scratch / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
     counts = {
         "trained": len(instructions),
-        "correct": round(metrics["accuracy"] * len(instructions)),
+        "correct": round(metrics["accuracy"] * metrics["n"]),
         "calibration_error_percent": round(100 * metrics["calibration_error"]),
     }
     publish_logs(scratch, root, "router")

@@ -15,7 +15,14 @@ from emuedit.stages.router import RouterParams
 from tests.repository import ROOT
 from tests.stages.workspace import load_params
 
-FRAMES = ("{} the {}", "please {} the {}", "{} the {} now", "can you {} the {}", "I want to {} the {}", "{} the {} for me please")
+FRAMES = (
+    "{} the {}",
+    "please {} the {}",
+    "{} the {} now",
+    "can you {} the {}",
+    "I would like to {} the {}",
+    "{} the {} for me please",
+)
 OBJECTS = ("star", "ring", "square", "cross", "circle")
 SMALL = {
     "device": "cpu", "epochs": 3, "batch_size": 16, "lr": 5e-3, "warmup_steps": 4, "folds": 2, "non_instruction_repeats": 1,

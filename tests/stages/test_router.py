@@ -1,3 +1,4 @@
+import dataclasses
 import gc
 import json
 import signal
@@ -12,8 +13,9 @@ import torch
 
 from emuedit.data.publish import STATS_FILE, Summary, logs_folder, read_folder, read_summary
 from emuedit.data.records import Instruction
+from emuedit.data.shards import write_shard
 from emuedit.predictor import new_tasks, task_predictor
-from emuedit.predictor.cross_fitting import OUT_OF_FOLD, Example
+from emuedit.predictor.cross_fitting import OUT_OF_FOLD, Example, fold_of
 from emuedit.predictor.task_reassignment import predict_tasks
 from emuedit.stages import router
 from emuedit.stages.router import RouterError, run
@@ -75,7 +77,8 @@ def test_an_epoch_has_half_as_many_other_texts_as_instructions_at_most(tmp_path:
     monkeypatch.setattr(router, "vary", record_text)
     run(params, tmp_path)
     n_others = [sum(text not in instructions for text in texts) for texts in seen]
-    assert [2 * n for n in n_others] == [len(texts) - n for texts, n in zip(seen, n_others, strict=True)]
+    per_epoch = [(len(texts) - n) // 2 for texts, n in zip(seen, n_others, strict=True)]
+    assert n_others == [2 * (n // 2) for n in per_epoch], "in two epochs"
     assert len(set(seen[-1]) - instructions) > 8, "another sample in each epoch"
 
 
@@ -210,6 +213,53 @@ def test_instructions_of_one_task_are_an_error(tmp_path: Path) -> None:
     publish_instructions(tmp_path, tasks=("remove",))
     with pytest.raises(RouterError, match=r"want instructions of two tasks.*got \['remove'\]"):
         run(make_params(), tmp_path)
+
+
+@pytest.fixture
+def measured_labels(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The labels of the examples that the predictor is calibrated with; no T5 is trained."""
+    labels: list[str] = []
+    cross_fit = router.cross_fit
+
+    def record(predictor: Any, experts: torch.Tensor, examples: list[Example], *others: Any) -> Any:
+        labels.extend(example.label for example in examples)
+        return cross_fit(predictor, experts, examples, *others)
+
+    monkeypatch.setattr(router, "cross_fit", record)
+    monkeypatch.setattr(router.PredictorTraining, "_fit", lambda *_: None)
+    return labels
+
+
+def test_a_task_with_one_fold_of_wordings_is_left_out_of_calibration(
+    tmp_path: Path, measured_labels: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    params = publish_little(tmp_path)
+    shard = tmp_path / router.IN / "shard-00000.parquet"
+    rows = list(read_folder(tmp_path / router.IN, Instruction))
+    rows = [dataclasses.replace(row, text="show me outlines") if row.task == "sketch" else row for row in rows]
+    rows.append(dataclasses.replace(rows[-1], task="remove", text="show me outlines"))
+    write_shard(shard, rows, Instruction)
+    summary = run(params, tmp_path)
+    assert set(measured_labels) == {"remove", "no_edit"}
+    assert "want wordings of every task in two folds or more, got a single one for sketch; they are" in capsys.readouterr().out
+    n_measured = len({row.text for row in rows if row.task == "remove"}) - 1
+    out_of_fold = pq.read_table(tmp_path / router.OUT / OUT_OF_FOLD)
+    assert len(out_of_fold) == n_measured
+    assert "show me outlines" not in out_of_fold["text"].to_pylist(), "the published model predicts it in the stage dataset"
+    metrics = json.loads((tmp_path / router.OUT / "metrics.json").read_text())
+    assert metrics["n"] == len(rows) // 2
+    assert summary.counts["trained"] == len(rows)
+    assert summary.counts["correct"] == round(metrics["accuracy"] * metrics["n"])
+
+
+def test_tasks_that_all_have_one_fold_are_an_error(tmp_path: Path) -> None:
+    params = publish_little(tmp_path)
+    other = next(text for text in map(str, range(9)) if fold_of(text, 2) != fold_of("outlines", 2))
+    texts = {"sketch": "outlines", "remove": other}
+    rows = [dataclasses.replace(row, text=texts[row.task]) for row in read_folder(tmp_path / router.IN, Instruction)]
+    write_shard(tmp_path / router.IN / "shard-00000.parquet", rows, Instruction)
+    with pytest.raises(RouterError, match=r"wordings in a single fold of \['remove', 'sketch'\].*; add captions or wordings"):
+        run(params, tmp_path)
 
 
 def test_too_few_wordings_for_the_folds_are_an_error(tmp_path: Path) -> None:

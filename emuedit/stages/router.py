@@ -87,7 +87,7 @@ class RouterParams(config.Params):
     batch_size: int = Field(128, ge=1)
     """Instructions per step."""
     warmup_steps: int = Field(30, ge=1)
-    """Steps in which the rate rises."""
+    """Steps in which the rate rises, at most a tenth of all."""
     weight_decay: float = Field(0.01, ge=0)
     """Weight decay of AdamW."""
     max_grad_norm: float = Field(1.0, gt=0)
@@ -205,7 +205,7 @@ class PredictorTraining:
         n_gibberish = n_others // 4
         per_epoch = -(-(len(instructions) + n_others + n_gibberish) // params.batch_size)
         n_steps = params.epochs * per_epoch
-        schedule = LrSchedule(n_steps, params.lr, params.warmup_steps, decay_share=1.0)
+        schedule = LrSchedule(n_steps, params.lr, min(params.warmup_steps, n_steps // 10), decay_share=1.0)
         optimization = Optimization(model, schedule, weight_decay=params.weight_decay, max_grad_norm=params.max_grad_norm)
         state = self._state_file(left_out)
         optimization.resume(state)

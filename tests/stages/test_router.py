@@ -19,6 +19,7 @@ from emuedit.predictor.cross_fitting import OUT_OF_FOLD, Example, fold_of
 from emuedit.predictor.task_reassignment import predict_tasks
 from emuedit.stages import router
 from emuedit.stages.router import RouterError, run
+from emuedit.training.optim.lr_schedule import LrSchedule
 from tests.stages.small_router import FRAMES, OBJECTS, SMALL, make_params, publish_instructions, publish_little
 from tests.stages.workspace import Workspace, check_stop_message, hide_mlflow
 
@@ -260,6 +261,19 @@ def test_tasks_that_all_have_one_fold_are_an_error(tmp_path: Path) -> None:
     write_shard(tmp_path / router.IN / "shard-00000.parquet", rows, Instruction)
     with pytest.raises(RouterError, match=r"wordings in a single fold of \['remove', 'sketch'\].*; add captions or wordings"):
         run(params, tmp_path)
+
+
+def test_the_rate_rises_in_a_tenth_of_the_steps_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    schedules: list[LrSchedule] = []
+
+    def record(*arguments: Any, **settings: Any) -> LrSchedule:
+        schedules.append(LrSchedule(*arguments, **settings))
+        return schedules[-1]
+
+    monkeypatch.setattr(router, "LrSchedule", record)
+    run(publish_little(tmp_path, warmup_steps=30), tmp_path)
+    assert len(schedules) == 3
+    assert all(0 < max(map(schedule.rate, range(schedule.steps))) >= 0.8 * schedule.lr for schedule in schedules)
 
 
 def test_too_few_wordings_for_the_folds_are_an_error(tmp_path: Path) -> None:

@@ -65,7 +65,8 @@ class InstructionsParams(config.Params):
     n_captions: int = Field(ge=1)
     """Captions to use, at most."""
     choice: CaptionChoice = "first"
-    """Which captions to use if there are more: the `first`, or `random` ones, for a source that is sorted by category."""
+    """Which captions to use if `n_captions` or `max_per_task` leave some out: the `first`, or `random` ones, for a source that is
+    sorted by category."""
     prompts: str = "emuedit/prompts"
     """Folder of the task prompts, `<task>.yaml` each."""
     moderation: str = "emuedit/prompts/moderation.txt"

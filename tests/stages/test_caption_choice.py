@@ -23,14 +23,19 @@ def test_the_first_captions_of_a_sorted_file_are_of_one_category_and_random_ones
     assert list(choose_captions(SORTED, 40, "first")) == SORTED[:40]
     chosen = list(choose_captions(SORTED, 40, "random"))
     assert len(chosen) == 40
-    assert [caption.index for caption in chosen] == sorted(caption.index for caption in chosen)
     for category in CATEGORIES:
         assert 3 <= sum(caption.text.startswith(category) for caption in chosen) <= 20
 
 
-@pytest.mark.parametrize("choice", ["first", "random"])
-def test_all_captions_are_used_if_there_are_not_more(choice: str) -> None:
-    assert list(choose_captions(SORTED[:40], 40, choice)) == SORTED[:40]  # type: ignore[arg-type]
+def test_the_first_of_the_random_captions_are_from_everywhere() -> None:
+    """Tasks may be full (`max_per_task`) before all captions are used."""
+    chosen = list(choose_captions(SORTED, len(SORTED), "random"))
+    assert sorted(chosen, key=lambda caption: caption.index) == SORTED
+    assert {caption.text.split()[0] for caption in chosen[:40]} == set(CATEGORIES)
+
+
+def test_all_captions_are_used_in_their_order_if_there_are_not_more() -> None:
+    assert list(choose_captions(SORTED[:40], 50, "first")) == SORTED[:40]
 
 
 def test_a_further_caption_replaces_at_most_one_random_caption() -> None:

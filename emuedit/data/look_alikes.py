@@ -45,3 +45,28 @@ def match(thumbnails: Pixels, others: Pixels, max_levels: int) -> npt.NDArray[np
     n_values = math.prod(others.shape[1:])
     flat, flat_others = (stack.reshape(len(stack), n_values).astype(np.float32) for stack in (thumbnails, others))
     return np.asarray(cdist(flat, flat_others, "chebyshev") <= max_levels)
+
+
+class Matcher:
+    """Thumbnails that many others are compared with, with the results of `match`. Safe to use from several threads.
+
+    If no value differs by more than max_levels, the sums of a channel differ by at most max_levels times its number of values, so
+    only thumbnails with such sums are compared.
+    """
+
+    def __init__(self, thumbnails: Pixels, max_levels: int) -> None:
+        """Thumbnails: uint8 [N, 16, 16, 3]."""
+        self.max_levels = max_levels
+        self._sums = _sums(thumbnails)
+        self._values = thumbnails.reshape(len(thumbnails), math.prod(SHAPE)).astype(np.int16)
+
+    def has_match(self, thumbnail: Pixels) -> bool:
+        """Whether no value of one of the thumbnails differs from this one, uint8 [16, 16, 3], by more than max_levels."""
+        is_near = (np.abs(self._sums - _sums(thumbnail[None])) <= self.max_levels * math.prod(SHAPE[:2])).all(0)
+        differences = np.abs(self._values[is_near] - thumbnail.reshape(-1).astype(np.int16))
+        return bool((differences <= self.max_levels).all(1).any())
+
+
+def _sums(thumbnails: Pixels) -> npt.NDArray[np.int32]:
+    """Sums of the channels of thumbnails [N, 16, 16, 3], [3, N]."""
+    return thumbnails.sum((1, 2), dtype=np.int32).T.copy()

@@ -3,7 +3,7 @@
 Shapes: N pairs, V views of the benchmark's images.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from emuedit.data.atomic_file import replacing
 from emuedit.data.dependencies import content_key
 from emuedit.data.edit_table import read_edit_table
 from emuedit.data.image_io import Pixels
+from emuedit.data.look_alikes import Matcher
 from emuedit.data.png import PngError, decode_png
 from emuedit.data.publish import cache_folder
 from emuedit.data.threads import map_in_threads
@@ -41,10 +42,10 @@ def find_copies(benchmark: Path, shards: Mapping[Path, str], cache: Path) -> npt
     if new := [shard for shard, file in files.items() if not file.exists()]:
         views = np.concatenate([_no_views(), *map_in_threads(_read_views, images)])
         is_uniform = np.array([look_alikes.is_nearly_uniform(view) for view in views], bool)
-        levels = {look_alikes.COPY_LEVELS: views[~is_uniform], look_alikes.EXACT_LEVELS: views[is_uniform]}
+        matchers = [Matcher(views[~is_uniform], look_alikes.COPY_LEVELS), Matcher(views[is_uniform], look_alikes.EXACT_LEVELS)]
         with Progress("dataset: compare with the benchmark", len(new), "shard") as progress:
             for shard in new:
-                is_copy = [np.zeros(0, bool), *(_has_copy(rows, levels) for rows in _read_pairs(shard))]
+                is_copy = [np.zeros(0, bool), *(_has_copy(rows, matchers) for rows in _read_pairs(shard))]
                 with replacing(files[shard]) as partial, partial.open("wb") as stream:
                     np.save(stream, np.concatenate(is_copy))
                 progress.advance()
@@ -73,22 +74,19 @@ def _read_pairs(shard: Path) -> Iterator[list[tuple[bytes, bytes]]]:
         yield [(row["source"]["bytes"], row["target"]["bytes"]) for row in rows.to_pylist()]
 
 
-def _has_copy(pairs: list[tuple[bytes, bytes]], levels: Mapping[int, Pixels]) -> npt.NDArray[np.bool_]:
-    """Whether the source or the target of each pair looks like one of the views in one of its own.
-
-    levels: largest difference -> the views [V, 16, 16, 3] that are compared with it.
-    """
-    decoded = map_in_threads(_decode_views, [png for pair in pairs for png in pair])
-    is_copy = [any(look_alikes.match(pair, views, most).any() for most, views in levels.items()) for pair in decoded]
-    return np.asarray(np.array(is_copy, bool).reshape(len(pairs), 2).any(1))
+def _has_copy(pairs: list[tuple[bytes, bytes]], matchers: Sequence[Matcher]) -> npt.NDArray[np.bool_]:
+    """Whether the source or the target of each pair looks like an image of the benchmark."""
+    is_copy = map_in_threads(lambda png: _is_copy(png, matchers), [png for pair in pairs for png in pair])
+    return np.asarray(np.array(list(is_copy), bool).reshape(len(pairs), 2).any(1))
 
 
-def _decode_views(png: bytes) -> Pixels:
-    """The views of a PNG file; none of a damaged one."""
+def _is_copy(png: bytes, matchers: Sequence[Matcher]) -> bool:
+    """Whether one of the views of a PNG file has a match; a damaged one has none."""
     try:
-        return _views(decode_png(png))
+        views = _views(decode_png(png))
     except PngError:
-        return _no_views()
+        return False
+    return any(matcher.has_match(view) for view in views for matcher in matchers)
 
 
 def _no_views() -> Pixels:

@@ -75,14 +75,7 @@ def read_shard(path: str | Path, kind: type[R], verify: bool = False) -> list[R]
     they are.
     """
     path = Path(path)
-    try:
-        table = pq.ParquetFile(path, page_checksum_verification=True).read()
-    except FileNotFoundError as error:
-        raise ShardError(f"want a shard of {kind.__name__}, got no file at {path}; run the stage that writes it") from error
-    except (pa.ArrowException, OSError) as error:
-        if isinstance(error, MemoryError) or getattr(error, "errno", None) is not None:
-            raise  # out of memory, no permission, or a failing disk: the file may be complete
-        raise ShardError(f"{path} is damaged or truncated ({error}); delete it and run its stage again") from error
+    table = _read_table(path, kind)
     stored_kind = (table.schema.metadata or {}).get(_KIND_KEY, b"an unknown kind").decode()
     if stored_kind != kind.__name__:
         raise ShardError(f"want records of {kind.__name__} in {path}, got {stored_kind}")
@@ -100,6 +93,23 @@ def read_shard(path: str | Path, kind: type[R], verify: bool = False) -> list[R]
         record.__dict__["id"] = row["id"]  # fills the cached property
         records.append(record)
     return records
+
+
+def read_column(path: Path, kind: type[Record], name: str) -> list[Any]:
+    """One column of a shard, without reading the others. Raises ShardError if the file is missing or damaged."""
+    values: list[Any] = _read_table(path, kind, [name])[name].to_pylist()
+    return values
+
+
+def _read_table(path: Path, kind: type[Record], columns: list[str] | None = None) -> pa.Table:
+    try:
+        return pq.ParquetFile(path, page_checksum_verification=True).read(columns=columns)
+    except FileNotFoundError as error:
+        raise ShardError(f"want a shard of {kind.__name__}, got no file at {path}; run the stage that writes it") from error
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) is not None:
+            raise  # out of memory, no permission, or a failing disk: the file may be complete
+        raise ShardError(f"{path} is damaged or truncated ({error}); delete it and run its stage again") from error
 
 
 def _score_columns(scores: list[dict[str, float | None]], path: Path) -> dict[str, pa.Array]:

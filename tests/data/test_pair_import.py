@@ -3,7 +3,6 @@
 import io
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -206,28 +205,6 @@ def test_wrong_columns_are_named(tmp_path: Path, change: dict[str, Any], message
     with pytest.raises(FormatError, match=message):
         import_folder(tmp_path, "instructpix2pix", tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-def test_a_stopped_import_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pair_import, "ROWS_PER_SHARD", 2)
-    folder = write_dataset(tmp_path / "in", "instructpix2pix", [ip2p_row(0), ip2p_row(1), ip2p_row(0), ip2p_row(2), ip2p_row(1)])
-    uninterrupted = import_folder(folder, "instructpix2pix", tmp_path / "uninterrupted")
-    calls: list[int] = []
-    set_tasks: Callable[..., Any] = pair_import._set_tasks
-
-    def stop_at_second_call(*arguments: Any) -> Any:
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return set_tasks(*arguments)
-
-    monkeypatch.setattr(pair_import, "_set_tasks", stop_at_second_call)
-    with pytest.raises(KeyboardInterrupt):
-        import_folder(folder, "instructpix2pix", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-    assert import_folder(folder, "instructpix2pix", tmp_path / "out") == uninterrupted
-    assert len(calls) == 4  # three shards, of which the stopped one is converted twice
-    assert [drop.reason for drop in uninterrupted[1]] == ["duplicate", "duplicate"]
 
 
 def test_an_import_keeps_the_unfinished_work_of_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

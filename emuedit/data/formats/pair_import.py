@@ -9,26 +9,37 @@ that one bad file does not stop an import.
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from emuedit import tasks
 from emuedit.data import colour_profile, example_folder, image_exif, image_formats, image_io, text_tables
+from emuedit.data.atomic_file import replacing
 from emuedit.data.dependencies import SUMMARY_FILE, content_key
 from emuedit.data.example_folder import ExampleEdit
 from emuedit.data.file_hashes import HashMemory, hash_file
 from emuedit.data.formats import pair_folder
-from emuedit.data.formats.pair_format import Column, FormatError
+from emuedit.data.formats.import_batches import ImportBatch, read_batches, readable_files
+from emuedit.data.formats.pair_format import FormatError
 from emuedit.data.formats.row_conversion import AssignTasks, ImportOptions, RowRejected, duplicate_key
 from emuedit.data.name_list import first_names
-from emuedit.data.publish import Summary, publish, read_summary, resumable_shards, scratch_folder, scratch_name
+from emuedit.data.publish import (
+    Summary,
+    drops_path,
+    publish,
+    read_summary,
+    scratch_folder,
+    scratch_name,
+    shard_path,
+    write_with_drops,
+)
 from emuedit.data.records import Drop, Pair
-from emuedit.data.text_tables import BadRow, TableError
+from emuedit.data.shards import read_column, read_shard
+from emuedit.data.text_tables import BadRow
 from emuedit.data.threads import map_in_threads
 from emuedit.data.writable_folder import check_writable
 from emuedit.progress import Progress
@@ -57,11 +68,11 @@ def import_pairs(options: ImportOptions, files: Sequence[Path], out: Path, root:
     Raises FormatError for files of another format, for an `out` with other contents, and if no pair remains.
     """
     check_output_folder(out, "import")
-    n_files, files = len(files), _readable(files)
+    n_files, files = len(files), readable_files(files)
     columns = [options.pair_format.match_columns(pq.read_schema(file), str(file)) for file in files]
     counts = Counter({"dropped_files_unreadable": n_files - len(files)} if len(files) < n_files else {})
     n_rows = sum(pq.ParquetFile(file).metadata.num_rows for file in files)
-    rows = _Rows(_read_batches(files, columns, counts), n_rows, files)
+    rows = _Rows(partial(read_batches, files, columns, ROWS_PER_SHARD, counts), n_rows, files)
     return _import(options, rows, counts, out, root, HashMemory(root))
 
 
@@ -71,14 +82,15 @@ def import_examples(options: ImportOptions, examples: Sequence[ExampleEdit], out
     files = sorted({file for example in examples for file in (example.before, example.after)})
     columns, memory = options.pair_format.columns, HashMemory(root)
     max_bytes = pair_folder.BYTES_PER_SHARD if options.size is None else float("inf")
+    read = partial(pair_folder.read_rows, memory=memory)
     batches = (
-        _Batch(example_folder.TABLE, columns, start, end - start, partial(pair_folder.read_rows, examples[start:end], memory))
-        for start, end in pair_folder.split_into_shards(examples, ROWS_PER_SHARD, max_bytes)
+        ImportBatch(number, example_folder.TABLE, columns, start, end - start, partial(read, examples[start:end]))
+        for number, (start, end) in enumerate(pair_folder.split_into_shards(examples, ROWS_PER_SHARD, max_bytes))
     )
     texts = hashlib.blake2b(digest_size=8)
     for example in examples:
         texts.update(repr(example).encode())
-    return _import(options, _Rows(batches, len(examples), files, texts.hexdigest()), Counter(), out, root, memory)
+    return _import(options, _Rows(lambda _: batches, len(examples), files, texts.hexdigest()), Counter(), out, root, memory)
 
 
 def _import(options: ImportOptions, rows: "_Rows", counts: Counter[str], out: Path, root: Path, memory: HashMemory) -> Summary:
@@ -98,14 +110,21 @@ def _import(options: ImportOptions, rows: "_Rows", counts: Counter[str], out: Pa
     scratch = scratch_folder(root, scratch_name("import", out), key)
     seen: set[bytes] = set()
     with Progress(f"import {pair_format.name}", rows.n_rows, "pair") as progress:
-        convert = partial(_convert_batch, options=options, seen=seen, advance=progress.advance)
-        for shard in resumable_shards(scratch, rows.batches, convert, Pair):
-            seen.update(map(duplicate_key, shard.records))
-            counts["pairs"] += len(shard.records)
-            counts.update(f"pairs_{pair.task}" for pair in shard.records)
-            counts.update(f"dropped_{drop.reason}" for drop in shard.drops)
-            if shard.resumed:
-                progress.advance(shard.source.n_rows)
+        for batch in rows.batches(lambda number: shard_path(scratch, number).exists()):
+            path = shard_path(scratch, batch.number)
+            if not path.exists():
+                pairs, drops = _convert_batch(batch, options, seen, progress.advance)
+                with replacing(_keys_path(path)) as file:
+                    file.write_text("\n".join(key.hex() for key in pairs), encoding="utf-8")
+                write_with_drops(path, list(pairs.values()), drops, Pair)
+                names = [pair.task for pair in pairs.values()]
+            else:  # of an earlier run; its images are not read
+                seen.update(map(bytes.fromhex, _keys_path(path).read_text(encoding="utf-8").splitlines()))
+                names, drops = read_column(path, Pair, "task"), read_shard(drops_path(path), Drop)
+                progress.advance(batch.n_rows)
+            counts["pairs"] += len(names)
+            counts.update(f"pairs_{name}" for name in names)
+            counts.update(f"dropped_{drop.reason}" for drop in drops)
     if not counts["pairs"]:
         raise FormatError(
             f"want at least one pair in {len(rows.files)} files, got {dict(counts)}; see {scratch}/dropped-*.parquet"
@@ -116,6 +135,11 @@ def _import(options: ImportOptions, rows: "_Rows", counts: Counter[str], out: Pa
     (scratch / CARD).write_text(card, encoding="utf-8")
     check_output_folder(out, "import")  # an import may take hours
     return publish(scratch, out, "import", params, counts)
+
+
+def _keys_path(shard: Path) -> Path:
+    """Path of the `duplicate_key` of each of a shard's pairs, which resuming needs; a hidden file, so it is not published."""
+    return shard.with_name(f".{shard.stem}.keys")
 
 
 def find_parquet_files(folder: Path, pattern: str) -> list[Path]:
@@ -152,23 +176,11 @@ def check_output_folder(out: Path, command: str) -> None:
 
 
 @dataclass(frozen=True)
-class _Batch:
-    """Rows of a file for one shard."""
-
-    file_name: str
-    columns: Mapping[str, Column]
-    start: int
-    """Index of the first row in the file."""
-    n_rows: int
-    read: Callable[[], Iterable[pa.RecordBatch]]
-    """Gives the rows, a part of them at a time; not called for a shard of an earlier run."""
-
-
-@dataclass(frozen=True)
 class _Rows:
     """The rows to import."""
 
-    batches: Iterator[_Batch]
+    batches: Callable[[Callable[[int], bool]], Iterable[ImportBatch]]
+    """Gives the batches, given which shards an earlier run has finished."""
     n_rows: int
     files: Sequence[Path]
     """Files with their content."""
@@ -176,47 +188,16 @@ class _Rows:
     """Hash of the content that is not in the files."""
 
 
-def _readable(files: Sequence[Path]) -> list[Path]:
-    """The readable Parquet files; others are reported. Raises FormatError if there are none."""
-    readable, problems = [], []
-    for file in files:
-        try:
-            text_tables.check_file(file)
-            pq.read_metadata(file)
-            readable.append(file)
-        except (TableError, pa.ArrowException, OSError) as error:
-            reason = str(error).splitlines()[0]
-            problems.append(reason if isinstance(error, TableError) else f"want a Parquet file, got {file}: {reason}")
-    if not readable:
-        raise FormatError("; ".join(problems[:3]))
-    for problem in problems:
-        print(f"import: skipped: {problem}", flush=True)
-    return readable
-
-
-def _read_batches(files: Sequence[Path], columns: Sequence[Mapping[str, Column]], counts: Counter[str]) -> Iterator[_Batch]:
-    """Read the files in batches. `columns`: the column definitions of each file. A damaged file is read up to the damage."""
-    for file, file_columns in zip(files, columns, strict=True):
-        start = 0
-        try:
-            for rows in pq.ParquetFile(file).iter_batches(batch_size=ROWS_PER_SHARD):
-                yield _Batch(file.name, file_columns, start, rows.num_rows, partial(iter, (rows,)))
-                start += rows.num_rows
-        except (pa.ArrowException, OSError) as error:
-            counts["dropped_files_damaged"] += 1
-            print(f"import: {file} is damaged after row {start}, skipped the rest: {str(error).splitlines()[0]}", flush=True)
-
-
 def _convert_batch(
-    batch: _Batch, options: ImportOptions, seen: set[bytes], advance: Callable[[int], None]
-) -> tuple[list[Pair], list[Drop]]:
-    """Convert rows to pairs with tasks, and to drops, in threads. `seen`: keys of all pairs so far; new ones are added to it.
+    batch: ImportBatch, options: ImportOptions, seen: set[bytes], advance: Callable[[int], None]
+) -> tuple[dict[bytes, Pair], list[Drop]]:
+    """Convert rows to pairs with tasks, by their keys, and to drops, in threads. `seen`: keys of all pairs so far; adds to it.
 
     advance: called with numbers of converted rows.
     """
     (instruction_column,) = (name for name, column in batch.columns.items() if column.field == "instruction")
     convert = partial(options.convert_row, columns=batch.columns)
-    pairs: list[Pair] = []
+    pairs: dict[bytes, Pair] = {}
     drops: list[Drop] = []
     start = batch.start
     for part in batch.read():
@@ -229,15 +210,16 @@ def _convert_batch(
                 continue
             result = next(results)
             advance(1)
-            if isinstance(result, Pair) and duplicate_key(result) in seen:
+            if isinstance(result, Pair):
+                key = duplicate_key(result)
+                if key not in seen:
+                    seen.add(key)
+                    pairs[key] = result
+                    continue
                 result = RowRejected("duplicate")
-            if isinstance(result, RowRejected):
-                drops.append(Drop(row[instruction_column] or "", result.reason, batch.file_name, index))
-            else:
-                seen.add(duplicate_key(result))
-                pairs.append(result)
+            drops.append(Drop(row[instruction_column] or "", result.reason, batch.file_name, index))
         start += len(rows)
-    return _set_tasks(pairs, options.assign_tasks), drops
+    return dict(zip(pairs, _set_tasks(list(pairs.values()), options.assign_tasks), strict=True)), drops
 
 
 def _set_tasks(pairs: list[Pair], assign_tasks: AssignTasks | None) -> list[Pair]:

@@ -106,7 +106,8 @@ class TrainSettings(config.Params):
     loss_weights: LossWeights = LossWeights()
     """Weights of the parts of the loss."""
     held_out_share: float = Field(0.05, ge=0, lt=1)
-    """Share of images whose pairs are held out: of captions, or of the user's own images."""
+    """Share of images whose pairs are held out: of captions, or of the user's own images. Of more pairs than 2000 / share, about
+    2000 are held out."""
     eval_every_steps: int = Field(100, ge=1)
     """Steps between evaluations of the held-out loss; it is also evaluated after the last step."""
     log_every_steps: int = Field(10, ge=1)

@@ -85,11 +85,11 @@ def tasks_to_train(pairs: TrainingPairs, held_out_share: float) -> tuple[str, ..
     Opens a shard only while it may have the first training pair of a task. Raises LatentCacheError for pairs of other tasks, and
     if there is no training pair.
     """
-    bound, n_kept, names = held_out_bound(held_out_share), 0, set[str]()
+    n_kept, names = sum(len(pairs.rows_of(shard).ids) for shard in pairs.shards), set[str]()
+    bound = held_out_bound(held_out_share, n_kept)
     for shard in pairs.shards:
         task_of = pairs.tasks_of(shard)
         check_tasks(task_of.values())
-        n_kept += len(task_of)
         if set(task_of.values()) <= names:
             continue
         for pair_id, group in shard.image_groups().items():

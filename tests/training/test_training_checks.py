@@ -96,11 +96,12 @@ def test_a_preset_trains_the_head_or_has_none(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("held_out_share", [0.0, 0.5, 0.9])
+@pytest.mark.parametrize(("held_out_share", "most_pairs"), [(0.0, 2000), (0.5, 2000), (0.9, 2000), (0.9, 3)])
 def test_the_tasks_to_train_are_those_of_the_encoded_pairs(
-    held_out_share: float, base_model: TextToImageModel, tmp_path: Path
+    held_out_share: float, most_pairs: int, base_model: TextToImageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a replay sample, of which the pairs that are also new do not count as earlier ones."""
+    monkeypatch.setattr(latent_files, "MAX_HELD_OUT_PAIRS", most_pairs)
     old = [make_pair(n, (16, 16)) for n in range(12)]
     folders, dataset = write_pairs(tmp_path / "old", old)
     latent_files.build(TrainingPairs(folders, dataset), base_model, tmp_path / "old cache")

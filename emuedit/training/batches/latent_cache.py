@@ -108,7 +108,7 @@ class LatentCache:
         self._has_pooled_text = text_file(folder, self._index.null_text, "pooled").exists()
         self._text_starts = np.cumsum([0, *map(len, text_hashes)])
         rows, group_seeds, self.sizes = self._read_rows(np.concatenate([np.zeros(0, np.uint64), *text_hashes]))
-        is_held_out = group_seeds < latent_files.held_out_bound(held_out_share)
+        is_held_out = group_seeds < latent_files.held_out_bound(held_out_share, len(rows))
         self.train, self.held_out = rows.where(~is_held_out), rows.where(is_held_out)
         if not len(self.train):
             raise no_training_pairs(len(rows))

@@ -40,6 +40,8 @@ from emuedit.training.batches.pair_encoding import EncodesImages, encode_images,
 from emuedit.training.batches.text_files import TextFiles, null_key, save_array
 
 INDEX_FILE = "index.json"
+MAX_HELD_OUT_PAIRS = 2000
+"""Pairs that are held out at most, on average: enough for the held-out loss of a task with 0.4 % of the pairs. Ours."""
 CODE = (
     *(f"emuedit/training/batches/{name}.py" for name in (
         "latent_files", "text_files", "mirroring", "pair_encoding", "aspect_buckets", "kept_pairs")),
@@ -117,9 +119,9 @@ def group_seed(group: str) -> int:
     return seed_for("editor", "held out", group)
 
 
-def held_out_bound(share: float) -> int:
-    """Groups with a `group_seed` below this number are held out."""
-    return math.ceil(share * 2**63)
+def held_out_bound(share: float, n_pairs: int) -> int:
+    """Groups with a `group_seed` below this number are held out: this share of n_pairs, or about MAX_HELD_OUT_PAIRS if fewer."""
+    return math.ceil(min(share, MAX_HELD_OUT_PAIRS / max(1, n_pairs)) * 2**63)
 
 
 @dataclass(frozen=True)

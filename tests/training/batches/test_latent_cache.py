@@ -243,6 +243,24 @@ def test_held_out_pairs_never_share_a_caption_with_training(cache_folder: Path) 
         LatentCache(cache_folder, 0.9999999)
 
 
+def test_of_many_pairs_a_bounded_number_is_held_out(cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 500,000 pairs 25,000 were held out, and at most eight of each task are measured."""
+    everything = LatentCache(cache_folder, 0.3).held_out.pair_ids.tolist()
+    monkeypatch.setattr(latent_files, "MAX_HELD_OUT_PAIRS", 6)
+    bounded = LatentCache(cache_folder, 0.3)
+    held_out, kept = bounded.held_out.pair_ids.tolist(), {*bounded.train.pair_ids, *bounded.held_out.pair_ids}
+    assert 1 <= len(held_out) < 12 < len(everything)
+    assert set(held_out) < set(everything)
+    bound = 6 / len(kept) * 2**63
+    pairs = [pair for pair in map(make_pair, range(60)) if pair.id in kept]
+    assert set(held_out) == {pair.id for pair in pairs if latent_files.group_seed(pair.parent_ids[1]) < bound}
+
+
+@pytest.mark.parametrize(("n_pairs", "share"), [(1, 0.05), (40_000, 0.05), (500_000, 0.004), (10_000_000, 0.0002)])
+def test_small_trainings_hold_out_the_whole_share(n_pairs: int, share: float) -> None:
+    assert latent_files.held_out_bound(0.05, n_pairs) / 2**63 == pytest.approx(share)
+
+
 @pytest.mark.parametrize(
     ("task", "instruction", "may"),
     [

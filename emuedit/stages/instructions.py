@@ -71,8 +71,9 @@ class InstructionsParams(config.Params):
     """Folder of the task prompts, `<task>.yaml` each."""
     moderation: str = "emuedit/prompts/moderation.txt"
     """Word list (.txt) of unwanted content."""
-    captions_per_shard: int = Field(40, ge=1)
-    """Captions of one shard, the unit of work that a restart does not repeat."""
+    captions_per_shard: int = Field(400, ge=1)
+    """Captions of one shard. A restart repeats unfinished shards with the stored answers. At the end of a shard, requests wait
+    for the slowest one: with a `concurrency` of hundreds, set it to thousands."""
     temperature: float | None = Field(0.9, ge=0)
     """Sampling temperature of the LLM (Emu Edit: 0.9); null: not sent, as reasoning models want it."""
     top_p: float | None = Field(0.9, gt=0, le=1)

@@ -1,4 +1,5 @@
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from emuedit.models.language_model import Message
 from emuedit.prompts import conversation
 from emuedit.prompts.answer_schema import answer_schema
 from emuedit.stages import instructions
-from emuedit.stages.instructions import InstructionsError, run
+from emuedit.stages.instructions import InstructionsError, InstructionsParams, run
 from emuedit.tasks import TASKS
 from tests.stages.scripted_llm import ANSWER, ScriptedLLM, UseLLM, make_params, publish_captions, read_drops
 from tests.stages.workspace import ROOT, toy_world
@@ -112,6 +113,24 @@ def test_the_share_of_repeats_is_that_of_the_instructions_that_a_task_keeps(tmp_
     summary = run(params, tmp_path)
     assert summary.counts["kept"] == 2
     assert summary.counts["dropped_repeated"] == 38
+
+
+def test_a_slow_answer_does_not_stop_the_questions_of_many_captions(tmp_path: Path, use_llm: UseLLM) -> None:
+    """Requests wait for the slowest one at the end of a shard: with 40 captions in each, an endpoint was half idle."""
+    publish_captions(tmp_path, *(f"{number} dogs" for number in range(60)))
+    is_last_asked, waited = threading.Event(), list[bool]()
+
+    def reply(question: dict[str, str], _: list[Message], answer: str) -> str:
+        if question["caption"] == "0 dogs":
+            waited.append(is_last_asked.wait(5))
+        if question["caption"] == "59 dogs":
+            is_last_asked.set()
+        return answer
+
+    use_llm(reply)
+    n_captions = InstructionsParams.model_fields["captions_per_shard"].default
+    run(make_params(tasks=("remove",), n_captions=60, captions_per_shard=n_captions, concurrency=2), tmp_path)
+    assert waited == [True]
 
 
 @pytest.mark.slow

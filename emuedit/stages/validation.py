@@ -20,7 +20,7 @@ from pydantic import AfterValidator, Field
 
 from emuedit import config
 from emuedit.data.dependencies import SUMMARY_FILE, content_key, work_key
-from emuedit.data.publish import Summary, publish, read_summary, scratch_folder
+from emuedit.data.publish import Summary, cache_folder, publish, read_summary, scratch_folder
 from emuedit.data_checks import pair_profile, profile_maker, reference_profile, validation_report
 from emuedit.data_checks.check_bounds import CHECKS, CheckBounds, CheckNames, CheckResult, judge
 from emuedit.data_checks.check_figures import measure_checks
@@ -101,13 +101,15 @@ def run(params: ValidationParams, root: Path) -> Summary:
     judged = {"reference", "on_breach", "accept", "bounds"}  # they do not affect the measurements
     measured_by = params.model_dump(mode="json", exclude={"world", "device", *judged}) | {"clip": params.world.clip}
     inputs = [folder / SUMMARY_FILE for folder in folders]
-    scratch = scratch_folder(root, "validation", work_key("validation", measured_by, root, clip_path, *map(str, inputs)))
-    if not _was_measured(scratch):
+    key = work_key("validation", measured_by, root, clip_path, *map(str, inputs))
+    scratch, stored = scratch_folder(root, "validation", key), cache_folder(root / "scratch" / "validation-profile", key)
+    if not _was_measured(stored):
         scorer = clip.load(clip_path, Runtime.choose(params.device, "float32").device)
         name = content_key({}, clip_path) if Path(clip_path).exists() else clip_path
         measured = profile_maker.make(folders, root, DATASET, params.texts, params.sample, scorer, name, batch_divisor())
-        pair_profile.write(scratch, *measured)
-    profile, embeddings = pair_profile.read(scratch)
+        pair_profile.write(stored, *measured)
+    shutil.copytree(stored, scratch, dirs_exist_ok=True)
+    profile, embeddings = pair_profile.read(stored)
     reference = reference_profile.resolve(params.reference, root, OUT)
     results = judge(measure_checks(profile, embeddings, reference, _wanted_tasks(root, dataset)), params.bounds, params.accept)
     data = ReportedData(profile, embeddings, reference, dataset.counts)
@@ -127,12 +129,12 @@ def count(results: list[CheckResult]) -> dict[str, int]:
     return {name: sum(result.verdict == name for result in results) for name in ("pass", "warn", "accepted", "fail")}
 
 
-def _was_measured(scratch: Path) -> bool:
-    """Whether an earlier run, which stopped at a breach, left a readable profile without damaged files (may be repaired now)."""
-    if not (scratch / PROFILE).exists():
+def _was_measured(stored: Path) -> bool:
+    """Whether an earlier run left a readable profile of these pairs, without damaged files (may be repaired now)."""
+    if not (stored / PROFILE).exists():
         return False
     try:
-        profile, _ = pair_profile.read(scratch)
+        profile, _ = pair_profile.read(stored)
     except ProfileError:
         return False
     return not profile.texts["damaged"]

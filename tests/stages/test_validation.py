@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from PIL import Image
 from emuedit.data.png import decode_png, encode_png
 from emuedit.data.publish import read_folder, read_summary
 from emuedit.data.records import Pair
+from emuedit.data_checks import profile_maker
 from emuedit.data_checks.profile_maker import DamagedVerdictsError
 from emuedit.models import clip
 from emuedit.runtime import seed_for
@@ -104,16 +106,8 @@ def test_sound_data_pass_and_are_reported(tmp_path: Path) -> None:
     publish_kept(tmp_path, make_pairs(), **{"local.pairs": 150})
     summary = run(make_params(), tmp_path)
     assert summary.counts == {"pass": 18, "warn": 1, "accepted": 0, "fail": 0}  # fewer than 500 pairs
-    files = set(read_files(tmp_path / OUT))
-    assert files == {
-        "report.md",
-        "report.json",
-        "report.png",
-        "profile.json",
-        "embeddings.safetensors",
-        "passed.json",
-        "summary.json",
-    }
+    profile = {"profile.json", "embeddings.safetensors"}
+    assert set(read_files(tmp_path / OUT)) == {"report.md", "report.json", "report.png", "passed.json", "summary.json"} | profile
     report = (tmp_path / OUT / "report.md").read_text()
     assert report.startswith("# Validation of the kept pairs\n\n**warn**: 18 pass, 1 warn")
     assert "| kept_pairs | **warn** | 240 | < 500 | < 100 |" in report
@@ -162,6 +156,7 @@ def test_a_damaged_shard_is_named_and_the_others_are_checked(tmp_path: Path) -> 
     shortened = verdicts.read_bytes()[:-9]
     verdicts.unlink()
     verdicts.write_bytes(shortened)
+    shutil.rmtree(tmp_path / "scratch/validation-profile")  # to look for damage again
     with pytest.raises(DamagedVerdictsError, match=r"shard-00000\.parquet has the hash"):
         run(make_params(), tmp_path)
 
@@ -216,12 +211,31 @@ def test_a_breach_can_be_accepted_and_is_not_measured_again(tmp_path: Path, monk
 
 
 @pytest.mark.slow
+def test_another_bound_after_a_pass_reads_no_pairs_and_other_limits_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish_kept(tmp_path, make_pairs())
+    run(make_params(), tmp_path)
+    profile = read_files(tmp_path / OUT)["profile.json"]
+    measured: list[int] = []
+    make = profile_maker.make
+    monkeypatch.setattr(profile_maker, "make", lambda *values: (measured.append(1), make(*values))[1])
+    summary = run(make_params(bounds={"kept_pairs": {"warn": 10}}), tmp_path)
+    assert not measured
+    assert summary.counts["warn"] == 0
+    assert read_files(tmp_path / OUT)["profile.json"] == profile
+    run(make_params(min_side_px=16), tmp_path)
+    assert measured == [1]
+    publish_kept(tmp_path, make_pairs(200))
+    run(make_params(), tmp_path)
+    assert measured == [1, 1]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["profile.json", "embeddings.safetensors"])
 def test_a_profile_that_was_cut_is_measured_again(name: str, tmp_path: Path) -> None:
     publish_kept(tmp_path, make_pairs(90))
     with pytest.raises(BreachError):
         run(make_params(), tmp_path)
-    (file,) = (tmp_path / "scratch/validation").rglob(name)
+    (file,) = (tmp_path / "scratch/validation-profile").rglob(name)
     content = file.read_bytes()
     file.write_bytes(content[: len(content) // 2])
     run(make_params(accept=("kept_pairs",)), tmp_path)

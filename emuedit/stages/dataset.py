@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import AfterValidator, Field
 
 from emuedit import config
@@ -172,13 +173,13 @@ def run(params: DatasetParams, root: Path) -> Summary:
     counts = selection.count_verdicts(table, result)
     if not counts["kept"]:
         raise DatasetError(f"want at least one pair that passes, got {dict(counts)}; loosen dataset.filters in params.yaml")
-    used_filters = {task: params.filters_for(task) for task in sorted(set(generated["task"].to_pylist()))}
+    used_filters = {task: params.filters_for(task) for task in sorted(generated["task"].unique().to_pylist())}
     _draw_sheets(pairs, table, result, params, root, scratch)
     imported = [
         data_card.ImportedPairs(folder, summaries[folder], params.mix[folder], result.kept[_rows_of(folder, table)])
         for folder in mixed
     ]
-    revisions = sorted(set(generated["model_revision"].unique().to_pylist()))
+    revisions = sorted(generated["model_revision"].unique().to_pylist())
     card = data_card.render_card(counts, used_filters, revisions, params.licences, summaries[IN], imported)
     (scratch / data_card.CARD).write_text(card, encoding="utf-8")
     return publish(scratch, root / OUT, "dataset", recorded | {"used_filters": used_filters}, counts)
@@ -186,7 +187,7 @@ def run(params: DatasetParams, root: Path) -> Summary:
 
 def _rows_of(folder: str, table: pa.Table) -> npt.NDArray[np.bool_]:
     """bool [N]: which of N pairs are from a folder."""
-    return np.array([name == folder for name in table["folder"].to_pylist()], dtype=bool)
+    return np.asarray(pc.equal(table["folder"], folder).to_numpy(), bool)
 
 
 def _load(summaries: Mapping[str, Summary], root: Path) -> PairTable:
@@ -225,10 +226,12 @@ def _find_copies(pairs: PairTable, benchmark: Path, summaries: Mapping[str, Summ
     """Add the column IN_BENCHMARK, which is also true of the imported pairs of the same session: edits of that image."""
     hashes = {shard.path(root): summaries[shard.folder].shards[shard.name] for shard in pairs.shards}
     copies = benchmark_copies.find_copies(benchmark, hashes, root / "scratch" / "benchmark-copies")
-    imported = pairs.all().select(["folder", "parent_ids"]).to_pylist()
-    groups = [None if row["folder"] == IN else row["parent_ids"][1] for row in imported]
-    in_benchmark = {group for group, is_copy in zip(groups, copies, strict=True) if is_copy and group is not None}
-    return pairs.with_columns({IN_BENCHMARK: pa.array(copies | np.array([group in in_benchmark for group in groups], bool))})
+    table = pairs.all()
+    is_imported = pc.not_equal(table["folder"], IN).to_numpy()
+    groups = pc.list_element(table["parent_ids"].filter(is_imported), 1)
+    of_copies = groups.filter(copies[is_imported]).unique()
+    copies[is_imported] |= pc.is_in(groups, of_copies).to_numpy()
+    return pairs.with_columns({IN_BENCHMARK: pa.array(copies)})
 
 
 def _write_verdicts(pairs: PairTable, result: FilterResult, params: DatasetParams, scratch: Path) -> None:

@@ -28,7 +28,7 @@ from emuedit.runtime import Device, Runtime
 from emuedit.stages import batch_divisor, stage_main
 from emuedit.training import starting_point, training_checks
 from emuedit.training.accelerate_launch import LaunchConfig, run_accelerate
-from emuedit.training.batches import encoding_processes, latent_files, replay
+from emuedit.training.batches import disk_space, encoding_processes, latent_files, replay
 from emuedit.training.batches.aspect_buckets import AspectBuckets
 from emuedit.training.batches.kept_pairs import TrainingPairs
 from emuedit.training.batches.latent_cache import LatentCache
@@ -156,7 +156,6 @@ def run(params: TrainParams, root: Path) -> Summary:
     latents = _encode_pairs(params, start, processes, runtime, folders, root)
     gc.collect()  # what encoded them is not needed for training
     torch.cuda.empty_cache()  # other processes may train on this GPU
-
     cache = LatentCache(latents, params.held_out_share)
     changes_the_result = {key: value for key, value in recorded.items() if key not in _WITHOUT_EFFECT_ON_RESULT}
     changes_the_result |= {"data": data}
@@ -191,8 +190,8 @@ def _encode_pairs(
 ) -> Path:
     """Check that the editor can be trained, then encode pairs and instructions once; returns the folder of the latents.
 
-    Raises StartError, MemoryFitError, ValueError for an objective that the scheduler does not allow, and what the benchmark
-    raises for a missing task.
+    Raises StartError, MemoryFitError, DiskSpaceError, ValueError for an objective that the scheduler does not allow, and what the
+    benchmark raises for a missing task.
     """
     pairs = TrainingPairs(folders, root / DATASET, start.replay)
     tasks = training_checks.tasks_to_train(pairs, params.held_out_share)
@@ -206,6 +205,7 @@ def _encode_pairs(
     latents = _only_folder(root / "scratch" / "latents", keys.latents)
     encode = encoding_processes.in_processes(encoders, runtime, processes.n)
     with runtime.autocast():
+        disk_space.check_disk_space(pairs, encoders, latents, buckets, mirrored=params.flip)
         latent_files.build(pairs, encoders, latents, buckets, mirrored=params.flip, text_key=keys.texts, encode=encode)
     return latents
 

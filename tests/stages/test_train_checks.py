@@ -1,7 +1,9 @@
 """A training that cannot run is refused before its pairs are encoded, which may take hours."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import pytest
@@ -11,6 +13,7 @@ from emuedit.metrics.photo_benchmark import BenchmarkError
 from emuedit.stages import train
 from emuedit.training.accelerate_launch import LaunchConfigError
 from emuedit.training.batches import latent_files
+from emuedit.training.batches.disk_space import DiskSpaceError
 from emuedit.training.memory import memory_check
 from emuedit.training.memory.memory_check import DeviceBusyError, MemoryFitError
 from emuedit.training.optim.optimizers import OptimizerError
@@ -82,6 +85,13 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_encoded(
 ) -> None:
     with pytest.raises(error, match=message):
         run(**changes)
+
+
+def test_pairs_that_do_not_fit_on_the_disk_are_refused(run: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    message = r"want 0\.\d GB free in .*scratch/latents/.*, for latents of 8 pairs .* instructions .*, got 0\.0 GB .*make room"
+    with pytest.raises(DiskSpaceError, match=message):
+        run()
 
 
 def test_an_editor_is_continued_with_another_objective_if_it_is_not_averaged(run: Callable[..., None]) -> None:

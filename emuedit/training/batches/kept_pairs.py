@@ -42,6 +42,13 @@ class PairShard:
         ids: list[str] = _read_only(self.path, "id")["id"].to_pylist()
         return ids
 
+    def instructions(self, pairs: PairTasks) -> list[str]:
+        """The instructions of these of its pairs, in order; reads only the columns id and instruction."""
+        columns = _read_only(self.path, "id", "instruction")
+        is_wanted = np.isin(_as_numbers(columns["id"].to_pylist()), pairs.ids)
+        texts: list[str] = columns["instruction"].filter(is_wanted).to_pylist()
+        return texts
+
     def image_groups(self) -> dict[str, str]:
         """Id of each pair, in order -> its `image_group`; reads only the columns that determine it."""
         columns = _read_only(self.path, "id", "parent_ids", "recipe").to_pydict()

@@ -96,6 +96,18 @@ def measure_both(workspace: Path) -> list[Measurement]:
     ]
 
 
+def publish_evaluation(workspace: Path, **changes: Any) -> None:
+    """Publish an evaluation of the workspace's models, without references; `changes` replace its params."""
+    systems = Systems(workspace / "models", CONDITIONS.settings, comparison.Runtime("cpu", "float32"))
+    records = edit_scores.evaluate_system("emuedit", systems.emuedit, EditsWithResults("local", range(N)), None, 0)
+    assert {record.exact for record in records} == {None}
+    settings = {"settings": CONDITIONS.settings.model_dump(mode="json")}
+    params = {"benchmark": "photos", "n_edits": N, "split": "held_out", "dtype": "float32"} | settings
+    scratch = scratch_folder(workspace, "evaluation", "key")
+    write_shard(scratch / "shard-emuedit-local.parquet", records)
+    publish(scratch, workspace / comparison.EVALUATION, "evaluation", params | changes, {})
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "n_references"), [(ExactEdits, 0), (EditsWithResults, 3)])
 def test_the_number_of_edits_in_memory_does_not_change_a_measurement(
@@ -119,14 +131,7 @@ def test_the_records_of_an_evaluation_get_their_references_a_few_at_a_time(
 ) -> None:
     sizes = load_source(EditsWithResults, monkeypatch)
     (expected, _) = measure_both(workspace)
-    systems = Systems(workspace / "models", CONDITIONS.settings, comparison.Runtime("cpu", "float32"))
-    records = edit_scores.evaluate_system("emuedit", systems.emuedit, EditsWithResults("local", range(N)), None, 0)
-    assert {record.exact for record in records} == {None}
-    settings = {"settings": CONDITIONS.settings.model_dump(mode="json")}
-    params = {"benchmark": "photos", "n_edits": N, "split": "held_out", "dtype": "float32"} | settings
-    scratch = scratch_folder(workspace, "evaluation", "key")
-    write_shard(scratch / "shard-emuedit-local.parquet", records)
-    publish(scratch, workspace / comparison.EVALUATION, "evaluation", params, {})
+    publish_evaluation(workspace)
     monkeypatch.setattr(edit_scores, "EDITS_AT_ONCE", 2)
     monkeypatch.setattr(comparison, "_CACHE", Path("scratch/other"))
     monkeypatch.setattr(Systems, "emuedit", None)  # the records are not made again

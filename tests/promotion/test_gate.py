@@ -114,6 +114,14 @@ def test_untouched_pixels_are_compared_in_edits_that_both_editors_made() -> None
     )
 
 
+def test_each_task_has_the_same_weight_in_the_change_of_untouched_pixels() -> None:
+    old = replace(measurement("champion"), untouched={"local": [0.0] * 10, "remove": [0.0]})
+    new = replace(measurement(local=0.9, remove=0.9), untouched={"local": [0.0] * 10, "remove": [0.1]})
+    decision = decide(new, old, SETTINGS)
+    assert decision.outside == "change by 0.0500, the champion's by 0.0000 in the 11 edits measured of both"
+    assert not decision.promote
+
+
 def test_untouched_pixels_that_were_not_measured_are_reported_with_the_reason() -> None:
     gaps = {"without a reference result": 60, "with a reference result that leaves less than 5% of the pixels unchanged": 4}
     old = replace(measurement("champion", local=0.3), untouched={"local": [None] * N}, untouched_gaps=gaps)

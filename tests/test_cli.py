@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from emuedit import cli
 from emuedit.editing.api import Editor
 from emuedit.editor import package_folder
+from emuedit.editor.sampling_options import Edited
 from emuedit.editor.settings import EditSettings
 from emuedit.name_hints import RENAMED
 from tests.red_editor import RedSampler, SampleCall, WordPredictor
@@ -260,18 +262,33 @@ def test_help_describes_every_setting(capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_a_session_is_saved_and_made_again(sampler: RedSampler, capsys: pytest.CaptureFixture[str]) -> None:
     sampler.fingerprint = "abc"  # type: ignore[attr-defined]
-    words = ["edit", "in.png", "make it red", "remove it", "-o", "out.png", "--session", "session.json", "--mask", "mask.png"]
-    assert cli.main([*words, "--seed", "3"]) == 0
-    assert np.asarray(Image.open("mask.png")).max() == 255
+    words = ["edit", "in.png", "make it red", "remove it", "-o", "out.png", "--session", "session.json", "--seed", "3"]
+    assert cli.main(words) == 0
     options = ["-o", "again.png", "--sheet", "sheet.png", "--animation", "turns.gif"]
     assert cli.main(["replay", "session.json", "in.png", *options]) == 0
     assert "again.png: 2 turns" in capsys.readouterr().out
     assert Path("again.png").read_bytes() == Path("out.png").read_bytes()
     assert [call.seed for call in sampler.calls] == [3, 4, 3, 4]
-    with Image.open("turns.gif") as animation:
+    with Image.open("turns.gif") as animation, Image.open("sheet.png") as sheet:
         assert animation.n_frames == 3  # type: ignore[attr-defined]
+        assert sheet.width > 3 * 20
     assert cli.main(["replay", "session.json", "out.png", "-o", "other.png"]) == 2
     assert "got another one; allow it with --any-image" in capsys.readouterr().err
+
+
+def test_the_mask_is_white_where_either_turn_changed_a_pixel(sampler: RedSampler, monkeypatch: pytest.MonkeyPatch) -> None:
+    rectangles = iter([(slice(0, 4), slice(2, 9)), (slice(6, 10), slice(8, 15))])
+
+    def sample(images: torch.Tensor, *arguments: Any) -> Edited:
+        changed = images.clone()
+        changed[:, 0, *next(rectangles)] = 1
+        return Edited(changed, (None,))
+
+    monkeypatch.setattr(sampler, "sample", sample)
+    assert cli.main(["edit", "in.png", "make it red", "remove it", "-o", "out.png", "--mask", "mask.png"]) == 0
+    before, after, mask = (np.asarray(Image.open(name).convert("RGB")) for name in ("in.png", "out.png", "mask.png"))
+    assert (before != after).any(-1).sum() == 2 * 4 * 7
+    np.testing.assert_array_equal(mask == 255, (before != after).any(-1, keepdims=True).repeat(3, -1))
 
 
 def test_a_folder_as_output_is_refused_before_anything_is_computed(

@@ -100,6 +100,13 @@ def test_every_writable_suffix_is_written_and_read_back(tmp_path: Path, suffix: 
     assert np.abs(image_io.read_image(tmp_path / f"out{suffix}").pixels.astype(int) - pixels).max() <= 3
 
 
+def test_a_jpeg_is_written_at_quality_95(tmp_path: Path) -> None:
+    picture = Image.effect_noise((32, 32), 50).convert("RGB")
+    image_io.write_image(tmp_path / "out.jpg", np.asarray(picture))
+    with Image.open(tmp_path / "out.jpg") as written, Image.open(io.BytesIO(encode(picture, "JPEG", quality=95))) as expected:
+        assert written.quantization == expected.quantization  # type: ignore[attr-defined]
+
+
 # What a file holds besides its pixels
 
 

@@ -1,5 +1,6 @@
 """.ci/real_s3, with a store and tests that fail on request, and the workflow that runs it and infra/audit."""
 
+import json
 import os
 import re
 import shutil
@@ -99,9 +100,43 @@ def test_the_long_tests_run_every_night() -> None:
     *before, last = commands["long"].strip().splitlines()
     assert last == "uv run --no-sync pytest -m long"
     assert "uv sync --locked" in before
-    steps = workflow["jobs"]["long"]["steps"]
     checks, _ = read_workflow("checks")
-    assert steps[:2] == checks["jobs"]["checks"]["steps"][:2], "want the same checkout and Python"
+    for job in workflow["jobs"].values():
+        assert job["steps"][:2] == checks["jobs"]["checks"]["steps"][:2], "want the same checkout and Python"
+
+
+RETRAIN = """#!/bin/sh
+[ "$*" = "run --no-sync retrain" ] || exit 2
+mkdir -p reports/evaluation
+echo "$METRICS" > reports/evaluation/metrics.json
+[ ! -f ran ] || echo "$SECOND"
+touch ran
+"""
+DONE = "Nothing to do: all 9 stages are up to date, and registered."
+
+
+@pytest.mark.parametrize(
+    ("overall", "second", "problem"),
+    [
+        (0.38, DONE, ""),
+        (0.37, DONE, "want edit success of at least 0.38, got 0.37"),
+        (0.45, "== 8 of 9 stages are up to date", "== 8 of 9 stages are up to date"),
+    ],
+)
+def test_the_default_run_of_every_night_fails_for_a_bad_editor_and_for_a_second_run_with_work(
+    overall: float, second: str, problem: str, tmp_path: Path
+) -> None:
+    _, commands = read_workflow("nightly")
+    before, _, steps = commands["default_run"].partition("uv sync --locked\n")
+    assert before
+    (tmp_path / "uv").write_text(RETRAIN)
+    (tmp_path / "uv").chmod(0o755)
+    folders = [str(tmp_path), str(Path(sys.executable).parent), os.environ["PATH"]]
+    metrics = json.dumps({"edit_success": {"identity": {"overall": 0.0}, "emuedit": {"overall": overall}}})
+    environment = {**os.environ, "METRICS": metrics, "SECOND": second, "PATH": os.pathsep.join(folders)}
+    process = subprocess.run(["bash", "-ec", steps], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert process.returncode == bool(problem), process.stdout + process.stderr
+    assert problem in process.stdout + process.stderr
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / ".github/workflows").glob("*.yaml")), ids=lambda path: path.stem)

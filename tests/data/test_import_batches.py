@@ -10,9 +10,13 @@ import pytest
 from emuedit.data.formats.import_batches import ImportBatch, read_batches
 
 
-def write_rows(path: Path, n_rows: int, group_rows: int, first: int = 0) -> Path:
-    table = pa.table({"text": [f"text {first + row}" for row in range(n_rows)]})
-    pq.write_table(table, path, row_group_size=group_rows, compression="none", use_dictionary=False)
+def write_rows(path: Path, n_rows: int, group_rows: int, first: int = 0, has_categories: bool = False) -> Path:
+    columns = {"text": [f"text {first + row}" for row in range(n_rows)]}
+    if has_categories:
+        columns["source"] = pa.array([f"source {row % 7}" for row in range(n_rows)]).dictionary_encode()
+    table = pa.table(columns)
+    encoded = ["source"] if has_categories else False
+    pq.write_table(table, path, row_group_size=group_rows, compression="none", use_dictionary=encoded)
     return path
 
 
@@ -24,12 +28,15 @@ def texts(batch: ImportBatch) -> list[str]:
     return [row["text"] for part in batch.read() for row in part.to_pylist()]
 
 
-@pytest.mark.parametrize("group_rows", [3, 4, 6, 50])
-def test_unfinished_batches_are_those_of_an_uninterrupted_import(group_rows: int, tmp_path: Path) -> None:
-    """Also where batches span row groups."""
-    files = [write_rows(tmp_path / f"{n}.parquet", 30, group_rows, 100 * n) for n in range(2)]
+@pytest.mark.parametrize("has_categories", [False, True])
+@pytest.mark.parametrize("group_rows", [1, 3, 4, 6, 50])
+def test_unfinished_batches_are_those_of_an_uninterrupted_import(group_rows: int, has_categories: bool, tmp_path: Path) -> None:
+    """Also where batches span row groups, at whose ends pyarrow cuts its batches of a file with categories."""
+    files = [write_rows(tmp_path / f"{n}.parquet", 30, group_rows, 100 * n, has_categories) for n in range(2)]
     uninterrupted = read(files)
     assert [batch.number for batch in uninterrupted] == list(range(16))
+    assert [text for batch in uninterrupted for text in texts(batch)] == [f"text {n}" for n in (*range(30), *range(100, 130))]
+    assert [batch.n_rows for batch in uninterrupted] == [4, 4, 4, 4, 4, 4, 4, 2] * 2
     for n_finished in range(17):
         batches = read(files, n_finished)
         described = [(batch.number, batch.file_name, batch.start, batch.n_rows) for batch in batches]

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate, islice, takewhile
+from itertools import accumulate, takewhile
 from pathlib import Path
 
 import pyarrow as pa
@@ -71,22 +71,36 @@ def read_batches(
             yield ImportBatch(number, file.name, file_columns, start, min(rows_per_shard, n_rows - start), tuple)
         start = n_finished * rows_per_shard
         try:
-            for number, rows in zip(numbers[n_finished:], _read_from(parquet, start, rows_per_shard), strict=False):
-                yield ImportBatch(number, file.name, file_columns, start, rows.num_rows, partial(iter, (rows,)))
-                start += rows.num_rows
+            for number, parts in zip(numbers[n_finished:], _read_from(parquet, start, rows_per_shard), strict=True):
+                n_batch = sum(part.num_rows for part in parts)
+                yield ImportBatch(number, file.name, file_columns, start, n_batch, partial(iter, parts))
+                start += n_batch
         except (pa.ArrowException, OSError) as error:
             counts["dropped_files_damaged"] += 1
             print(f"import: {file} is damaged after row {start}, skipped the rest: {str(error).splitlines()[0]}", flush=True)
         n_earlier += len(starts)
 
 
-def _read_from(file: pq.ParquetFile, start: int, rows_per_shard: int) -> Iterator[pa.RecordBatch]:
-    """The batches of some rows each from row `start`, a multiple of their number. Row groups before it are not read.
+def _read_from(file: pq.ParquetFile, start: int, rows_per_shard: int) -> Iterator[list[pa.RecordBatch]]:
+    """Parts with `rows_per_shard` rows together, fewer only at the end, from row `start`. Row groups before it are not read.
 
-    Batches may span row groups, so reading begins with a group whose first row is the first one of a batch.
+    pyarrow's batches end with their row group if any column of the file has a dictionary, as those of pandas' categories have.
     """
     groups = range(file.metadata.num_row_groups)
     first_rows = [0, *accumulate(file.metadata.row_group(group).num_rows for group in groups)]
-    first = max(group for group in groups if first_rows[group] <= start and first_rows[group] % rows_per_shard == 0)
-    batches = file.iter_batches(batch_size=rows_per_shard, row_groups=list(groups[first:]))
-    yield from islice(batches, (start - first_rows[first]) // rows_per_shard, None)
+    first = sum(end <= start for end in first_rows[1:])
+    n_skipped = start - first_rows[first]
+    parts: list[pa.RecordBatch] = []
+    n_wanted = rows_per_shard
+    for batch in file.iter_batches(batch_size=rows_per_shard, row_groups=list(groups[first:])):
+        rest = batch.slice(n_skipped)
+        n_skipped -= batch.num_rows - rest.num_rows
+        while rest.num_rows:
+            parts.append(rest.slice(0, n_wanted))
+            n_wanted -= parts[-1].num_rows
+            rest = rest.slice(parts[-1].num_rows)
+            if not n_wanted:
+                yield parts
+                parts, n_wanted = [], rows_per_shard
+    if parts:
+        yield parts

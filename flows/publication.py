@@ -107,8 +107,8 @@ def push_data(root: Path, sleep: Callable[[float], None] = time.sleep) -> None:
         process = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
         if process.returncode == 0:
             return
-        lines = (process.stderr or process.stdout).strip().splitlines()
-        problem = lines[-1] if lines else f"exit status {process.returncode}"
+        problem = " ".join(dvc_remote.failure_text(process.stderr or process.stdout).split())
+        problem = problem or f"exit status {process.returncode}"
         if delay_s is not None:
             _raise_if_permanent(root)
             print(f"== dvc push failed ({problem}); retrying in {delay_s:g} s", flush=True)

@@ -263,11 +263,18 @@ def test_only_changed_numbers_are_listed() -> None:
     assert metric_changes({}, {f"m{number}": number for number in range(50)})[-1] == "and 10 more"
 
 
+_DVC_MESSAGES = """WARNING: The cache is large.
+ERROR: failed to push: the store is away
+
+Having any troubles? Hit us up at https://dvc.org/support, we are always happy to help!
+"""
+
+
 def test_a_store_that_is_away_is_tried_again(committed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     results = iter([1, 1, 0])
 
     def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
-        return subprocess.CompletedProcess(command, next(results), "", "ERROR: failed to push: the store is away")
+        return subprocess.CompletedProcess(command, next(results), "", _DVC_MESSAGES)
 
     monkeypatch.setattr(publication.push_access, "try_write", lambda root: None)  # it can be written again after each failure
     monkeypatch.setattr(publication.subprocess, "run", run)
@@ -275,7 +282,7 @@ def test_a_store_that_is_away_is_tried_again(committed: Path, monkeypatch: pytes
     push_data(committed, pauses.append)
     assert pauses == [10.0, 60.0]
     results = iter([1, 1, 1])
-    with pytest.raises(PublicationError, match="data were not pushed: ERROR: failed to push: the store is away; run `emuedit"):
+    with pytest.raises(PublicationError, match="data were not pushed: failed to push: the store is away; run `emuedit"):
         push_data(committed, pauses.append)
 
 

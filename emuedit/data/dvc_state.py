@@ -1,4 +1,4 @@
-"""The folder in which DVC remembers the hashes of files.
+"""Environment of DVC processes: the folder in which DVC remembers the hashes of files, and no proxy for a store of this machine.
 
 DVC's default is /var/tmp/dvc, in which every account of the machine can write, and DVC unpickles what is there: another account
 can have it run code. DVC's locks are in the project, so commands with different folders still wait for each other.
@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 from emuedit.data.writable_folder import make_private, make_private_temporary, why_not_writable
+from emuedit.http_requests import no_proxy_variables
 
 FOLDER_ENV = "DVC_SITE_CACHE_DIR"
 DEFAULT = Path("/var/tmp/dvc")  # noqa: S108  DVC's
@@ -16,8 +17,11 @@ DEFAULT = Path("/var/tmp/dvc")  # noqa: S108  DVC's
 
 
 def variables(root: Path = Path()) -> dict[str, str]:
-    """Environment of a DVC process for the project at `root`: a folder of this user, unless `configured` names one."""
-    return {} if configured(root) else {FOLDER_ENV: str(private_folder())}
+    """Environment of a DVC process for the project at `root`: a folder of this user, unless `configured` names one.
+
+    A store of this machine is reached past a proxy, as `Bucket` reaches it.
+    """
+    return ({} if configured(root) else {FOLDER_ENV: str(private_folder())}) | no_proxy_variables()
 
 
 def configured(root: Path = Path()) -> Path | None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from emuedit.http_requests import no_proxy_variables
 from emuedit.operations.servers import artifact_destination, ceph_store, postgres_server, worker_variables
 from emuedit.operations.servers.background_process import BackgroundCommand
 from emuedit.operations.servers.http_probe import ask
@@ -38,7 +39,6 @@ PREFECT_PASSWORD_FILE = "prefect.password"  # noqa: S105  the name of a file
 """File in the data folder with the password of the Prefect server; created at the first start."""
 _PREFECT_USER = "emuedit"
 _ADDRESSES = ("MLFLOW_TRACKING_URI", "PREFECT_API_URL")
-_LOCAL = "localhost,127.0.0.1,::1"
 _PROBE_S = 5.0
 _QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -121,9 +121,8 @@ def turn_on_write_ahead_log(database: Path) -> None:
 
 def child_environment(layout: StackLayout) -> dict[str, str]:
     """Environment of all services: the user's, the addresses of the servers, and no proxy for them."""
-    no_proxy = ",".join(filter(None, [os.environ.get("NO_PROXY") or os.environ.get("no_proxy"), _LOCAL]))
     home = {"PREFECT_HOME": str(layout.folder / "prefect")}
-    return {**os.environ, **_QUIET, **home, **layout.exports, "NO_PROXY": no_proxy, "no_proxy": no_proxy}
+    return {**os.environ, **_QUIET, **home, **layout.exports, **no_proxy_variables()}
 
 
 def _postgres(postgres: postgres_server.Postgres) -> Service:

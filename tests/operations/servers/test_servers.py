@@ -271,6 +271,7 @@ def test_clients_do_not_follow_the_servers_own_address_of_the_store(tmp_path: Pa
 def test_local_servers_are_reached_past_a_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     monkeypatch.setenv("NO_PROXY", "example.org")
+    monkeypatch.delenv("no_proxy", raising=False)
     assert server_stack.child_environment(layout(tmp_path))["NO_PROXY"] == "example.org,localhost,127.0.0.1,::1"
     service = http_service("mlflow")
     start(tmp_path, service)

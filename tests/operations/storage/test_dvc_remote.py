@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from emuedit.operations.storage import dvc_remote
-from emuedit.operations.storage.bucket import RemoteLocation
+from emuedit.operations.storage.bucket import Bucket, RemoteLocation
 from emuedit.operations.storage.dvc_remote import read_location, write_location
 from emuedit.operations.storage.remote_error import RemoteError
 
@@ -69,3 +69,19 @@ def test_settings_are_read_in_all_forms_of_dvc(tmp_path: Path, monkeypatch: pyte
     assert dvc_remote.read_s3_remote() == {"url": "s3://team/emuedit", "secret_access_key": "ab%cd"}
     Path(dvc_remote.LOCAL_CONFIG).write_text('[remote "s3"]\n    url = /a/folder\n')
     assert dvc_remote.read_s3_remote() is None
+
+
+@pytest.mark.slow
+def test_dvc_reaches_a_store_of_this_machine_past_a_proxy(
+    project: Path, moto_url: str, make_bucket: Callable[..., Bucket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket = make_bucket(moto_url)
+    options = f"url = {bucket.location.url}\n    endpointurl = {moto_url}\n"
+    (project / dvc_remote.LOCAL_CONFIG).write_text(f"[core]\n    remote = s3\n['remote \"s3\"']\n    {options}")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    for variable in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(variable, raising=False)
+    for variable in ("HTTP_PROXY", "http_proxy"):
+        monkeypatch.setenv(variable, "http://127.0.0.1:9")
+    dvc_remote.run_dvc(["push", "-q"], project)
+    assert len(bucket.names("files/")) == 2

@@ -95,10 +95,8 @@ def write_location(root: Path, name: str, location: RemoteLocation, local: bool)
     than `location` because of options in its other files.
     """
     file, where = (LOCAL_CONFIG, ["--local"]) if local else (CONFIG, [])
-    start = f"remote.{name.lower()}."  # as DVC writes names
-    options = {"url": location.url, "endpointurl": location.endpoint, "region": location.region, "profile": location.profile}
-    files = _read_files(root)
-    _refuse_others(files, file, {"core.remote": name.lower(), **{start + option: value for option, value in options.items()}})
+    start, options = _options(name, location)
+    files = refuse_others(root, name, location, local)
     before = {key: value for settings in files.values() for key, value in settings.items()}.get(f"{start}url")
     present = {key.removeprefix(start): value for key, value in files.get(file, {}).items() if key.startswith(start)}
     if present.get("url") == location.url and present.get("endpointurl") == location.endpoint:
@@ -124,9 +122,21 @@ def _read_files(root: Path) -> dict[str, dict[str, str]]:
     return files
 
 
-def _refuse_others(files: Mapping[str, Mapping[str, str]], written: str, new_settings: Mapping[str, str | None]) -> None:
-    """Raise RemoteError if another file than `written` replaces one of `new_settings`, or adds one that is None there."""
-    name = new_settings["core.remote"]
+def _options(name: str, location: RemoteLocation) -> tuple[str, dict[str, str | None]]:
+    """Start of the keys of a remote, as DVC writes its name, and the options of its location."""
+    options = {"url": location.url, "endpointurl": location.endpoint, "region": location.region, "profile": location.profile}
+    return f"remote.{name.lower()}.", options
+
+
+def refuse_others(root: Path, name: str, location: RemoteLocation, local: bool) -> dict[str, dict[str, str]]:
+    """Raise RemoteError if DVC would use another store than `location` because of options in files that are not written.
+
+    Arguments as of `write_location`. Returns each file with DVC settings and its settings.
+    """
+    name, written = name.lower(), LOCAL_CONFIG if local else CONFIG
+    start, options = _options(name, location)
+    new_settings = {"core.remote": name, **{start + option: value for option, value in options.items()}}
+    files = _read_files(root)
     for file, settings in files.items():
         if file == LOCAL_CONFIG:
             keys = [key for key, value in new_settings.items() if key in settings and settings[key] != value]
@@ -140,6 +150,7 @@ def _refuse_others(files: Mapping[str, Mapping[str, str]], written: str, new_set
         if keys and file != written:
             got = ", ".join(f"{key}={settings[key]}" for key in keys)
             raise RemoteError(f"want the DVC remote {name!r} to be only what {written} says, got {got} in {file}; {fix}")
+    return files
 
 
 def find_root(start: Path | None = None) -> Path:

@@ -55,6 +55,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def _init(options: argparse.Namespace) -> None:
     root = dvc_remote.find_root()
     location = RemoteLocation.parse(options.url, options.endpoint, options.region, options.profile)
+    dvc_remote.refuse_others(root, options.name, location, options.local)
     bucket = Bucket(location)
     created = bucket_setup.create_bucket(bucket)
     print(f"bucket {location.bucket}: {'created' if created else 'already exists, reused'}")

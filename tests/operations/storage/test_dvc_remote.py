@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from emuedit.operations.storage import dvc_remote
+from emuedit.cli import main
+from emuedit.operations.storage import bucket_setup, dvc_remote
 from emuedit.operations.storage.bucket import Bucket, RemoteLocation
 from emuedit.operations.storage.dvc_remote import read_location, write_location
 from emuedit.operations.storage.remote_error import RemoteError
@@ -43,6 +44,17 @@ def test_a_local_remote_that_would_get_options_of_the_shared_one_is_refused(proj
     assert read_location(project) == ("s3", TEAM)
     write_location(project, "Mine", AWS, local=True)
     assert read_location(project) == ("mine", AWS)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("dvc_in_process")
+def test_init_changes_no_bucket_of_a_remote_that_is_refused(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_location(project, "s3", MINE, local=True)
+    monkeypatch.setattr(bucket_setup, "create_bucket", lambda bucket: pytest.fail(f"created {bucket.location}"))
+    assert main(["remote", "init", TEAM.url, "--endpoint", str(TEAM.endpoint)]) == 2
+    assert "want the DVC remote 's3' to be only what .dvc/config says" in capsys.readouterr().err
 
 
 @pytest.mark.slow

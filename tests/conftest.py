@@ -5,6 +5,7 @@ The process that shares out the tests imports this, too, before it starts the ot
 
 import gc
 import json
+import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -68,13 +69,16 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THRE
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Set up what all processes share: compiled modules, one thread each, and no garbage collection until tests run.
+    """Set up what all processes share: compiled modules, one thread each, no account of the shell's Prefect server, and no
+    garbage collection until tests run.
 
     Two hundred processes would compile what they import; and where every core has a process, more threads cost time.
     Examples of Hypothesis have no deadline, since on a busy machine any of them may take long.
     """
     keep_compiled_modules()
     set_env_defaults(KEEP_FREED_MEMORY | ONE_THREAD | NO_PAUSES)
+    for name in ("PREFECT_API_AUTH_STRING", "PREFECT_API_KEY"):
+        os.environ.pop(name, None)
     if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
         gc.disable()
         from hypothesis import settings

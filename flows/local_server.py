@@ -19,7 +19,7 @@ from emuedit.operations.servers import http_probe
 from emuedit.operations.servers.server_stack import ORIGINS_ENV, SERVER_AUTH_ENV
 from emuedit.progress import waiting
 from flows import process_guard
-from flows.prefect_access import ServerError, check_is_open, check_url
+from flows.prefect_access import ServerError, check_account, check_url
 
 _START_S = 300.0  # usually ten seconds; minutes on busy cores at the first start, which creates the database
 _PROBE_S = 5.0  # for one answer
@@ -37,8 +37,8 @@ def local_server(on_death: Callable[[int], None], meanwhile: Callable[[], object
     """
     if url := PREFECT_API_URL.value():  # from the environment or a profile
         check_url(url)
-        if not (PREFECT_API_AUTH_STRING.value() or PREFECT_API_KEY.value()):
-            check_is_open(url)
+        if not PREFECT_API_KEY.value():
+            check_account(url, PREFECT_API_AUTH_STRING.value() or "")
         yield
         return
     with waiting("starting a local Prefect server"):

@@ -13,11 +13,12 @@ from pydantic import ValidationError
 
 from emuedit.data.writable_folder import make_private_temporary, why_not_writable
 from emuedit.operations.servers.http_probe import ask
+from emuedit.operations.servers.server_stack import ACCOUNT_ADVICE, AUTH_ENV
 from emuedit.tracking.service_errors import hide_password
 
 _ANSWER_S = 5.0
 _HOME_ENV, _URL_ENV = "PREFECT_HOME", "PREFECT_API_URL"
-_ACCOUNT_ENV = ("PREFECT_API_KEY", "PREFECT_API_AUTH_STRING")
+_ACCOUNT_ENV = ("PREFECT_API_KEY", AUTH_ENV)
 _SETTINGS_FILES = (".env", "prefect.toml", "pyproject.toml")
 """Files of the working folder from which Prefect reads settings."""
 _WITHOUT = f"unset {_URL_ENV} (or `prefect config unset {_URL_ENV}`) and a retrain starts a local server"
@@ -63,16 +64,19 @@ def check_url(url: str) -> None:
         raise ServerError(f"the server at {address} is not Prefect's API; use a URL that ends in /api, or {_WITHOUT}")
 
 
-def check_is_open(url: str) -> None:
-    """Raise ServerError if the API at a URL requires credentials, which a server of Prefect does except for its health."""
-    status = ask(f"{url.rstrip('/')}/admin/version", _ANSWER_S).status
+def check_account(url: str, account: str) -> None:
+    """Raise ServerError if the API at a URL refuses `account`, `name:password`, or requires one and it is empty.
+
+    A server of Prefect answers /health to everyone.
+    """
+    status = ask(f"{url.rstrip('/')}/admin/version", _ANSWER_S, account=account).status
     if status in (401, 403):
-        raise ServerError(_want_account(hide_password(url), status))
+        raise ServerError(_want_account(hide_password(url), status, has_account=bool(account)))
 
 
-def _want_account(address: str, status: int) -> str:
-    advice = f"set {' or '.join(_ACCOUNT_ENV)}; for the server of `emuedit up`: source .emuedit/env"
-    return f"the server at {address} requires credentials ({status}); {advice}"
+def _want_account(address: str, status: int, has_account: bool = False) -> str:
+    problem = f"refuses the credentials of {AUTH_ENV}" if has_account else "requires credentials"
+    return f"the server at {address} {problem} ({status}); {ACCOUNT_ADVICE}"
 
 
 def import_settings() -> None:

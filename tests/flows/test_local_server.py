@@ -62,6 +62,12 @@ def test_the_server_requires_a_password_that_only_the_flow_has(prepared_home: No
             local_server(print),
         ):
             pass
+        with (
+            temporary_settings({PREFECT_API_AUTH_STRING: "emuedit:of-an-earlier-server"}),
+            pytest.raises(ServerError, match=r"refuses the credentials of PREFECT_API_AUTH_STRING \(401\); set .*: source"),
+            local_server(print),
+        ):
+            pass
     assert PREFECT_API_AUTH_STRING.value() is None
 
 

@@ -13,6 +13,7 @@ from emuedit.operations.health.registry_checks import mlflow_account
 from emuedit.operations.health.server_processes import find_server
 from emuedit.operations.servers.background_process import memory_bytes
 from emuedit.operations.servers.http_probe import Answer, ask
+from emuedit.operations.servers.server_stack import ACCOUNT_ADVICE, AUTH_ENV
 from emuedit.tracking import store_address
 from emuedit.tracking.service_errors import hide_password
 
@@ -83,9 +84,7 @@ def check_prefect() -> Iterator[Finding]:
     )
     server_version = str(answer.json()) if answer.is_success else "unknown"
     if answer.status == 401:
-        yield Finding(
-            "Prefect", "fail", f"{hide_password(api)} rejects this client", "set PREFECT_API_AUTH_STRING to name:password"
-        )
+        yield Finding("Prefect", "fail", f"{hide_password(api)} rejects this client", ACCOUNT_ADVICE)
         return
     if server_version.split(".")[:2] == client_version.split(".")[:2]:
         yield Finding("Prefect", "pass", f"{hide_password(api)} answers, version {server_version}")
@@ -165,7 +164,7 @@ def _clock_finding(name: str, answer: Answer) -> Iterator[Finding]:
 
 
 def _prefect_account() -> str:
-    return _prefect_setting("PREFECT_API_AUTH_STRING")
+    return _prefect_setting(AUTH_ENV)
 
 
 def _prefect_setting(name: str) -> str:

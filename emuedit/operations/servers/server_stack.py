@@ -33,6 +33,8 @@ LEASES_ENV = "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"
 """Where a Prefect server stores which slots are in use, and until when."""
 AUTH_ENV = "PREFECT_API_AUTH_STRING"
 """`name:password` with which clients use a Prefect server."""
+ACCOUNT_ADVICE = f"set PREFECT_API_KEY or {AUTH_ENV}; for the server of `emuedit up`: source .emuedit/env"
+"""What to do if a Prefect server refuses a client."""
 SERVER_AUTH_ENV, ORIGINS_ENV = "PREFECT_SERVER_API_AUTH_STRING", "PREFECT_SERVER_CORS_ALLOWED_ORIGINS"
 """For a Prefect server: the `name:password` that it requires, and the addresses of web pages that may use it."""
 PREFECT_PASSWORD_FILE = "prefect.password"  # noqa: S105  the name of a file

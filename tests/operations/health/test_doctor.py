@@ -228,7 +228,7 @@ def test_prefect_that_refuses_the_client_says_why(serve: Callable[[Answers], str
     monkeypatch.setenv("PREFECT_API_URL", serve({"/api/health": (200, True), "/api/admin/version": (401, {})}) + "/api")
     (finding,) = server_checks.check_prefect()
     assert finding.status == "fail"
-    assert "PREFECT_API_AUTH_STRING" in finding.fix
+    assert "set PREFECT_API_KEY or PREFECT_API_AUTH_STRING; for the server of `emuedit up`: source .emuedit/env" in finding.fix
 
 
 def test_flow_runs_that_hold_a_slot_are_found(serve: Callable[[Answers], str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,14 +5,19 @@ can have it run code. DVC's locks are in the project, so commands with different
 """
 
 import configparser
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+from emuedit.data.user_cache import cache_folder
 from emuedit.data.writable_folder import make_private, make_private_temporary, why_not_writable
 from emuedit.http_requests import no_proxy_variables
 
 FOLDER_ENV = "DVC_SITE_CACHE_DIR"
-DEFAULT = Path("/var/tmp/dvc")  # noqa: S108  DVC's
+PLACE = Path("/var/tmp")  # noqa: S108  of private folders only
+"""On a local disk: DVC's database, SQLite with a write-ahead log, works on no network file system, as of many home folders."""
+DEFAULT = PLACE / "dvc"
 """Where plain `dvc` commands keep it without a setting."""
 
 
@@ -26,25 +31,35 @@ def variables(root: Path = Path()) -> dict[str, str]:
 
 def configured(root: Path = Path()) -> Path | None:
     """The folder that DVC_SITE_CACHE_DIR, or else DVC's setting `core.site_cache_dir`, names; read without DVC."""
-    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
     parser = configparser.RawConfigParser()
     try:
-        parser.read([Path("/etc/xdg/dvc/config"), home / "dvc/config", root / ".dvc/config", root / ".dvc/config.local"])
+        parser.read([*_global_files(), root / ".dvc/config", root / ".dvc/config.local"])
     except (configparser.Error, UnicodeDecodeError):  # DVC will name the problem
         return None
     folder = os.environ.get(FOLDER_ENV) or parser.get("core", "site_cache_dir", fallback="")
     return Path(folder) if folder else None
 
 
-def private_folder() -> Path:
-    """The folder of this user, which is made: ~/.cache/emuedit/dvc, or a temporary one if that is not writable or not private.
+def _global_files() -> Iterator[Path]:
+    """DVC's settings of all users and of this one, as in dvc/dirs.py."""
+    yield Path(os.environ.get("DVC_SYSTEM_CONFIG_DIR") or "/etc/xdg/dvc", "config")
+    if folder := os.environ.get("DVC_GLOBAL_CONFIG_DIR"):
+        yield Path(folder, "config")
+    else:
+        with contextlib.suppress(RuntimeError):  # no home folder
+            yield Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config", "dvc/config")
 
-    DVC itself would make it, and folders above it, with access for everyone.
+
+def private_folder() -> Path:
+    """The folder of this user, which is made: /var/tmp/emuedit-dvc-UID, or ~/.cache/emuedit/dvc, or else a temporary one.
+
+    It is the first that can be written and is private. DVC itself would make it, and folders above it, with access for everyone.
     """
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "emuedit/dvc"
-    if not why_not_writable(folder) and make_private(folder):
-        return folder
-    return make_private_temporary(f"emuedit-dvc-{os.getuid()}")
+    name, cache = f"emuedit-dvc-{os.getuid()}", cache_folder()
+    for folder in (PLACE / name, *([cache / "dvc"] if cache else [])):
+        if not why_not_writable(folder) and make_private(folder):
+            return folder
+    return make_private_temporary(name)
 
 
 def find_open_part(folder: Path) -> Path | None:

@@ -16,9 +16,13 @@ from emuedit.operations.storage import dvc_remote
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working folder, with an empty `.dvc`; the home folder is `home` beside it."""
-    for name in ("DVC_SITE_CACHE_DIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
+    """The working folder, with an empty `.dvc`; beside it are the home folder `home`, and `var` in place of /var/tmp."""
+    for name in ("DVC_SITE_CACHE_DIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "DVC_GLOBAL_CONFIG_DIR", "DVC_SYSTEM_CONFIG_DIR"):
         monkeypatch.delenv(name, raising=False)
+    for name in (name for name in os.environ if name.lower().endswith("_proxy")):
+        monkeypatch.delenv(name)
+    (tmp_path / "var").mkdir()
+    monkeypatch.setattr(dvc_state, "PLACE", tmp_path / "var")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (root := tmp_path / "project").mkdir()
     (root / ".dvc").mkdir()
@@ -27,7 +31,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_folder_is_private_and_used_again(project: Path) -> None:
-    folder = project.parent / "home/.cache/emuedit/dvc"
+    folder = project.parent / f"var/emuedit-dvc-{os.getuid()}"
     assert dvc_state.variables() == dvc_state.variables() == {"DVC_SITE_CACHE_DIR": str(folder)}
     assert folder.stat().st_mode & 0o777 == 0o700
     assert dvc_state.find_open_part(folder) is None
@@ -44,15 +48,33 @@ def test_a_folder_of_the_settings_is_kept(file: str, project: Path, monkeypatch:
     assert (dvc_state.configured(), dvc_state.variables()) == (Path("/faster/dvc"), {})
 
 
-def test_a_home_that_cannot_be_used_is_replaced(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("file", ["DVC_GLOBAL_CONFIG_DIR", "DVC_SYSTEM_CONFIG_DIR"])
+def test_settings_are_also_read_from_folders_that_dvcs_variables_name(
+    file: str, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (project.parent / "config").write_text("[core]\n    site_cache_dir = /fast/dvc\n")
+    monkeypatch.setenv(file, str(project.parent))
+    assert dvc_state.configured() == Path("/fast/dvc")
+
+
+def without_home() -> Path:
+    raise RuntimeError("Could not determine home directory.")
+
+
+def test_a_place_that_cannot_be_used_is_replaced(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dvc_state.make_private_temporary.__globals__["tempfile"], "tempdir", str(project.parent))
-    place = project.parent / f"emuedit-dvc-{os.getuid()}"
-    (folder := project.parent / "home/.cache/emuedit/dvc").mkdir(parents=True)
+    (project.parent / f"var/emuedit-dvc-{os.getuid()}").symlink_to(project)
+    folder = project.parent / "home/.cache/emuedit/dvc"
+    assert dvc_state.private_folder() == folder
     folder.chmod(0o777)
+    place = project.parent / f"emuedit-dvc-{os.getuid()}"
     assert dvc_state.private_folder() == place
+    monkeypatch.setattr(dvc_state, "PLACE", Path("/proc/nowhere"))
     monkeypatch.setenv("HOME", "/proc/nobody")
     assert dvc_state.private_folder() == place
     assert place.stat().st_mode & 0o777 == 0o700
+    monkeypatch.setattr(Path, "home", without_home)
+    assert dvc_state.variables() == {"DVC_SITE_CACHE_DIR": str(place)}
 
 
 @pytest.fixture
@@ -83,7 +105,7 @@ def test_doctor_warns_of_a_folder_that_others_can_write(project: Path, shared: P
     shared.chmod(0o777)
     (finding,) = workspace_checks.check_dvc_state()
     assert (finding.status, str(shared) in finding.detail) == ("warn", True)
-    folder = project.parent / "home/.cache/emuedit/dvc"
+    folder = project.parent / f"var/emuedit-dvc-{os.getuid()}"
     assert finding.fix == f"uv run dvc config --local core.site_cache_dir {folder}"
     (project / ".dvc/config.local").write_text(f"[core]\n    site_cache_dir = {folder}\n")
     assert [finding.status for finding in workspace_checks.check_dvc_state()] == ["pass"]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from emuedit.data import dvc_state
 from flows import dvc_graph
 from flows.retrain_lock import LockError
 
@@ -99,10 +100,11 @@ def test_the_state_of_dvc_is_private_here_and_in_the_processes_of_the_stages(
     project: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("DVC_SITE_CACHE_DIR")
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(dvc_state, "PLACE", home)
     dvc_graph.read(project)
-    assert os.environ["DVC_SITE_CACHE_DIR"] == str(home / ".cache/emuedit/dvc")
-    assert list((home / ".cache/emuedit/dvc/repo").iterdir())
+    folder = home / f"emuedit-dvc-{os.getuid()}"
+    assert os.environ["DVC_SITE_CACHE_DIR"] == str(folder)
+    assert list((folder / "repo").iterdir())
 
 
 @pytest.mark.timeout(30)

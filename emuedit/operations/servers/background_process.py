@@ -56,10 +56,11 @@ class ProcessRecord:
     def is_elsewhere(self) -> bool:
         """Whether it was started on another machine, or in another container of this one, so that its state is unknown here.
 
-        A record of this machine from before its last start is not elsewhere: the process is dead.
+        A record of this machine from before its last start is not elsewhere: the process is dead. Nor is one from before this
+        machine was renamed, if the process runs.
         """
         here = pid_space()
-        if not self.host or self.pid_space == here:
+        if not self.host or self.pid_space == here or self.is_running:
             return False
         is_other_container = "pid:" in here and self.pid_space.partition("/")[0] == here.partition("/")[0]
         return self.host != socket.gethostname() or is_other_container

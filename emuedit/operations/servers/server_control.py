@@ -78,7 +78,8 @@ def forget_dead(folder: Path, print_line: Callable[[str], None]) -> None:
     if places := {record.place for name in NAMES if (record := read_record(folder, name)) and record.is_elsewhere}:
         raise ServersError(
             f"want the servers of {folder} here, on {socket.gethostname()}, got some that were started on "
-            f"{', '.join(sorted(places))}; run `emuedit down` there, or if it is gone, delete {folder}/*.pid"
+            f"{', '.join(sorted(places))}; run `emuedit down` there, or if it is gone or if this machine was renamed, "
+            f"delete {folder}/*.pid"
         )
     for name in NAMES:
         record = read_record(folder, name)

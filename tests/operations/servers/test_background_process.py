@@ -7,6 +7,7 @@ import re
 import socket
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -75,9 +76,17 @@ def test_servers_of_another_host_are_not_taken_for_dead(
         return
     assert [status.state for status in server_control.statuses(tmp_path, [service])] == [f"started on {place}"]
     for command in (server_control.forget_dead, lambda folder, write: server_control.end_all(folder, [service], write)):
-        with pytest.raises(ServersError, match=f"started on {place}; run `emuedit down` there, or if it is gone, delete"):
+        with pytest.raises(ServersError, match=f"started on {place}; run `emuedit down` there, or if it is gone or if this"):
             command(tmp_path, print)
     assert read_record(tmp_path, "postgres") == record
+
+
+def test_a_process_that_runs_here_is_not_elsewhere_after_the_machine_was_renamed() -> None:
+    """On macOS the scope of process ids has the host's name, too."""
+    mark = background_process.start_mark(os.getpid())
+    record = ProcessRecord("mlflow", os.getpid(), mark, "", time.time(), "", {}, "an earlier name", "an earlier name/1")
+    assert not record.is_elsewhere
+    assert replace(record, start_mark="of another process").is_elsewhere
 
 
 def test_a_start_records_its_host(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from emuedit.data.user_cache import cache_folder
 from emuedit.tracking.service_errors import FullDiskError
 
 MAX_MODELS = 8
@@ -28,11 +29,8 @@ Download = Callable[[Path], Path]
 
 def folder() -> Path | None:
     """The folder of the cache; None for a user without a home folder."""
-    try:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:  # no HOME, and no entry in the user database
-        return None
-    return cache / "emuedit" / "registered-models"
+    cache = cache_folder()
+    return cache and cache / "registered-models"
 
 
 def get(key: str, download: Download) -> Path:
@@ -97,12 +95,17 @@ def _fill(models: Path, key: str, download: Download) -> Path:
 
 def _prune(models: Path, key: str) -> None:
     """Delete excess models and leftovers of killed downloads and deletions."""
-    with contextlib.suppress(OSError):  # another process may delete at the same time
-        ages = sorted((time.time() - path.stat().st_mtime, path) for path in models.iterdir() if path.name != key)
-        complete = [(age_s, path) for age_s, path in ages if not path.name.startswith(".")]
-        parts = [(age_s, path) for age_s, path in ages if path.name.startswith(_PART)]
-        for age_s, path in (*complete[MAX_MODELS - 1 :], *parts):
-            if age_s > _UNUSED_S and not _is_kept(path):
-                part = Path(tempfile.mkdtemp(dir=models, prefix=_PART))
-                path.rename(part / path.name)  # a process that is killed now leaves no damaged model under its name
-                shutil.rmtree(part, ignore_errors=True)
+    ages: list[tuple[float, Path]] = []
+    for path in models.iterdir():
+        with contextlib.suppress(OSError):  # another process may delete at the same time, also below
+            ages.append((time.time() - path.stat().st_mtime, path))
+    ages = sorted((age_s, path) for age_s, path in ages if path.name != key)
+    complete = [(age_s, path) for age_s, path in ages if not path.name.startswith(".")]
+    parts = [(age_s, path) for age_s, path in ages if path.name.startswith(_PART)]
+    for age_s, path in (*complete[MAX_MODELS - 1 :], *parts):
+        if age_s > _UNUSED_S and not _is_kept(path):
+            with (
+                contextlib.suppress(OSError),
+                tempfile.TemporaryDirectory(dir=models, prefix=_PART, ignore_cleanup_errors=True) as part,
+            ):
+                path.rename(Path(part, path.name))  # a process that is killed now leaves no damaged model under its name

@@ -102,7 +102,10 @@ def _cache_file() -> Path:
 
     limits = [os.environ.get(name, "") for name in _ISA_VARIABLES]
     key = json.dumps([_cpu_model(), torch.__version__, torch.get_num_threads(), *limits])
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    try:  # as emuedit/data/user_cache.py, which this cannot import
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:  # no HOME, and no entry in the user database: nothing is cached
+        home = os.devnull
     return Path(home, "emuedit", "number-format", f"{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}.json")
 
 

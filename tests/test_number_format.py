@@ -178,3 +178,13 @@ def test_a_cache_folder_that_cannot_be_written_is_no_error(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert probe() == measurements[0]
     assert probe() == measurements[1]
+
+
+def test_a_user_without_a_home_folder_is_no_error(measurements: list[ProbeResult], monkeypatch: pytest.MonkeyPatch) -> None:
+    def home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", home)
+    assert probe() == measurements[0]
+    assert probe() == measurements[1]

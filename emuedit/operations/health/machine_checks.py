@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 
+from emuedit.data.user_cache import cache_folder
 from emuedit.operations.health.health_finding import Finding, Status
 
 FOLDERS = ("data", "models", "scratch", "mlruns", ".emuedit")
@@ -22,11 +23,6 @@ _ENOUGH_S = 0.15
 _MAX_SKEW_S = 2.0
 
 
-def cache_folder() -> Path:
-    """The project's cache folder, e.g. for downloaded models."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "emuedit"
-
-
 def check_number_formats() -> Iterator[Finding]:
     """Speed of a matrix product in each number format, and the choice of `dtype: auto`."""
     import torch
@@ -38,9 +34,9 @@ def check_number_formats() -> Iterator[Finding]:
     speeds = {name: _gigaflops(getattr(torch, name), runtime.device) for name in ("float32", "bfloat16", "float16")}
     listed = ", ".join(f"{name} {speed:.0f}" for name, speed in speeds.items())
     detail = f"auto is {runtime}; GFLOP/s of a {_MATRIX} x {_MATRIX} product: {listed}"
-    if runtime.device == "cpu" and (now := measure()).dtype != runtime.dtype:
+    if runtime.device == "cpu" and (cache := cache_folder()) and (now := measure()).dtype != runtime.dtype:
         text = f"{detail}; measured now it would be {now}: the machine is busy now, or was at the first measurement"
-        yield Finding("number formats", "warn", text, f"when the machine is idle, delete {cache_folder() / 'number-format'}")
+        yield Finding("number formats", "warn", text, f"when the machine is idle, delete {cache / 'number-format'}")
     else:
         yield Finding("number formats", "pass", detail)
 
@@ -49,7 +45,7 @@ def check_disk() -> Iterator[Finding]:
     """Free space of each file system in use."""
     seen: set[int] = set()
     candidates = [*(Path(name) for name in FOLDERS), Path(), cache_folder(), Path(tempfile.gettempdir())]
-    for folder in candidates:
+    for folder in filter(None, candidates):
         present = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
         if (device := present.stat().st_dev) in seen:
             continue

@@ -15,8 +15,8 @@ from typing import Any
 import psutil
 
 from emuedit.data import dvc_state
+from emuedit.data.user_cache import cache_folder
 from emuedit.operations.health.health_finding import Finding
-from emuedit.operations.health.machine_checks import cache_folder
 from emuedit.operations.health.server_processes import orphaned_stages
 from emuedit.operations.storage import dvc_remote
 from emuedit.operations.storage.bucket import Bucket
@@ -125,10 +125,8 @@ def check_orphaned_stages() -> Iterator[Finding]:
 
 def check_caches() -> Iterator[Finding]:
     """Sizes of the caches, and of work in scratch that nothing has touched for a month."""
-    for folder, fix in (
-        (cache_folder(), f"rm -r {cache_folder()}/models"),
-        (Path("scratch"), "rm -r scratch, if no retrain runs"),
-    ):
+    caches = [(cache, f"rm -r {cache}/models")] if (cache := cache_folder()) else []
+    for folder, fix in (*caches, (Path("scratch"), "rm -r scratch, if no retrain runs")):
         size_gb = _size(folder) / _GB
         yield Finding("cache", "warn" if size_gb > _LARGE_GB else "pass", f"{folder}: {size_gb:.2f} GB", fix)
     stale = [folder for folder in Path("scratch").glob("*/*/") if time.time() - _last_change(folder) > _STALE_S]

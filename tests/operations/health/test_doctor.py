@@ -118,6 +118,17 @@ def test_large_caches_are_named_with_their_sizes(tmp_path: Path, monkeypatch: py
     assert "30.00 GB" in findings[0].detail
 
 
+def test_a_user_without_a_home_folder_has_no_caches(monkeypatch: pytest.MonkeyPatch) -> None:
+    def home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", home)
+    (finding,) = workspace_checks.check_caches()
+    assert finding.detail.startswith("scratch: ")
+    assert list(machine_checks.check_disk())
+
+
 def test_low_disk_memory_and_descriptors_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
     class Amount:
         free = available = 10**9

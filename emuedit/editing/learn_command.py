@@ -24,7 +24,8 @@ def add_commands(commands: Any) -> None:
     rank = "rank of the task's adapter (default: 32; 8: a smaller pack); 0: only the embedding, as in Emu Edit"
     command.add_argument("--rank", type=int, help=rank)
     command.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
-    no_flip = "do not learn from mirrored copies; for instructions in another language than English"
+    when = "for instructions in another language than English, or if the results contain letters or a logo"
+    no_flip = f"do not learn from mirrored copies; {when}"
     command.add_argument("--no-flip", action="store_true", help=no_flip)
 
 

@@ -135,6 +135,33 @@ def test_an_edit_is_not_suppressed_because_it_is_inaccurate(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("opacity", [0.09, 0.02])
+def test_a_subtle_edit_is_not_suppressed_because_it_is_noisy(
+    opacity: float, learned: tuple[EditSampler, LearnedTask], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A faint watermark is removed from a fifth of the image; the rest of it is drawn again with noise."""
+    sampler, task = learned
+    noise = np.random.default_rng(0).normal(0, 10, (2, SIZE, SIZE, 3))
+    result = np.full((2, SIZE, SIZE, 3), 110, np.uint8)
+    before = result.copy()
+    before[:, 4:28:8] += np.uint8((255 - 110) * opacity)
+    before[:, 5:28:8] = before[:, 4:28:8]
+    draw(monkeypatch, sampler, (result + noise).round().astype(np.uint8))
+    threshold = choose_change_threshold(sampler, "cutout", task, before, result, ["remove the watermark"] * 2, SETTINGS)
+
+    def share_made(alpha: float | None) -> float:
+        sampler.add_task("unmark", task.v, None, alpha)
+        images = image_tensors.from_uint8(before)
+        edited = sampler.sample(images, ["remove the watermark"] * 2, ["unmark"] * 2, SETTINGS).images
+        sampler.remove_task("unmark")
+        to_do = image_tensors.from_uint8(result) - images
+        return float(((edited - images) * to_do).sum() / to_do.square().sum())
+
+    assert share_made(0.3) < 0.5 * share_made(None)
+    assert share_made(threshold) >= 0.9 * min(share_made(None), 1)
+
+
+@pytest.mark.slow
 def test_a_threshold_of_zero_in_the_settings_turns_that_of_the_task_off(
     learned: tuple[EditSampler, LearnedTask], monkeypatch: pytest.MonkeyPatch
 ) -> None:

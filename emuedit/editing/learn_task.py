@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,16 +12,18 @@ import numpy as np
 from emuedit.core.change_threshold import EDGE_LOW
 from emuedit.data import contact_sheet, example_folder
 from emuedit.data.example_folder import ExampleEdit, ExamplePictures
+from emuedit.data.image_io import Pixels
 from emuedit.data.writable_folder import check_writable
 from emuedit.editing.api import Editor
 from emuedit.editor import task_pack
 from emuedit.editor.task_pack import TaskPack
+from emuedit.runtime import rng
 from emuedit.training.inversion_examples import encode_split
 from emuedit.training.learned_threshold import choose_change_threshold
 from emuedit.training.task_inversion import InversionSettings, invert, training_loss
 
 HELD_OUT_EVERY = 5
-"""One in this many examples is held out, for early stopping and the sheet; none if there are fewer."""
+"""One in this many images is held out, with all of its examples, for early stopping and the sheet; none if there are fewer."""
 SHEET_COLUMNS = 6
 
 
@@ -36,12 +39,19 @@ class Split:
     held_out: list[int]
 
     @classmethod
-    def of(cls, n: int) -> Split:
-        """Hold out every fifth example, from the second on."""
-        if n < HELD_OUT_EVERY:
-            return cls(list(range(n)), list(range(n)))
-        held_out = list(range(1, n, HELD_OUT_EVERY))
-        return cls([row for row in range(n) if row not in held_out], held_out)
+    def of(cls, before: Pixels) -> Split:
+        """Hold out a fifth of the images before an edit, uint8 [N, H, W, 3], with all of their examples; equal ones count once.
+
+        The fifth is random, the same for each number of images; images with the fewest examples come first.
+        """
+        rows_of: dict[bytes, list[int]] = {}
+        for row, image in enumerate(before):
+            rows_of.setdefault(hashlib.blake2b(image.tobytes()).digest(), []).append(row)
+        groups = list(rows_of.values())
+        shuffled = sorted((groups[i] for i in rng("learn", "split", len(groups)).permutation(len(groups))), key=len)
+        held_out = sorted(row for group in shuffled[: len(groups) // HELD_OUT_EVERY] for row in group)
+        rows = range(len(before))
+        return cls([row for row in rows if row not in held_out], held_out or list(rows))
 
 
 def check_new_name(name: str, editor: Editor) -> None:
@@ -55,9 +65,9 @@ def check_new_name(name: str, editor: Editor) -> None:
 def learn(editor: Editor, examples: Sequence[ExampleEdit], settings: InversionSettings, out: Path) -> TaskPack:
     """Learn the task `settings.task`, add it to the editor, and write `<task>.safetensors`, `.md` and `.png` to `out`.
 
-    `settings.n_examples` and `n_held_out` are as in `Split`. Raises LearnError for the name, ExampleError for the images, and
-    TaskPackError if `out` has another editor's pack of that name, and FolderError if `out` cannot be written; nothing is computed
-    or written then.
+    The numbers of `Split` replace `n_examples` and `n_held_out` of the settings. Raises LearnError for the name, ExampleError for
+    the images, TaskPackError if `out` has another editor's pack of that name, and FolderError if `out` cannot be written; nothing
+    is computed or written then.
     """
     check_new_name(settings.task, editor)
     check_writable(out)
@@ -66,7 +76,8 @@ def learn(editor: Editor, examples: Sequence[ExampleEdit], settings: InversionSe
     side_px = editor.settings.resolution or sampler.resolution_px
     pictures = example_folder.load_pictures(examples, max(1, round(side_px / sampler.grid_px)) * sampler.grid_px)
     instructions = [example.instruction for example in examples]
-    split = Split.of(len(examples))
+    split = Split.of(pictures.before)
+    settings = settings.model_copy(update={"n_examples": len(split.learned), "n_held_out": len(split.held_out)})
     rows = (split.learned, split.held_out)
     batches = encode_split(sampler, pictures.before, pictures.after, instructions, rows, settings.flip)
     learned = invert(sampler, *batches, settings)
@@ -90,13 +101,10 @@ def learn(editor: Editor, examples: Sequence[ExampleEdit], settings: InversionSe
 
 
 def settings_for(name: str, n_examples: int, editor_folder: Path, **changes: int | float) -> InversionSettings:
-    """Settings for this many examples, with the loss settings of the editor's training if its folder has them."""
-    split = Split.of(n_examples)
+    """Settings for this many examples, not yet split, with the loss settings of the editor's training if its folder has them."""
     values = {"adapter_rank": 32, "steps": 300, "batch_size": 8, "lr": 0.05, "patience": 10, "eval_every_steps": 10} | changes
     return InversionSettings.model_validate(
-        values
-        | {"task": name, "n_examples": len(split.learned), "n_held_out": len(split.held_out)}
-        | training_loss(editor_folder)
+        values | {"task": name, "n_examples": n_examples, "n_held_out": n_examples} | training_loss(editor_folder)
     )
 
 

@@ -14,7 +14,7 @@ from emuedit import EditError, Editor, cli
 from emuedit.data import example_folder, image_io
 from emuedit.data.publish import write_summary
 from emuedit.editing import learn_task, task_commands
-from emuedit.editing.learn_task import LearnError, Split, check_new_name, settings_for
+from emuedit.editing.learn_task import LearnError, check_new_name, settings_for
 from emuedit.editor import task_pack
 from emuedit.editor.task_pack import TaskPackError
 from emuedit.tasks import ALL_TASKS
@@ -274,13 +274,6 @@ def test_a_broken_file_among_the_packs_is_skipped_and_each_pack_is_read_once(
     assert read == ["fitting"], "of the packs of other editors only the header is read"
 
 
-def test_every_fifth_example_is_held_out_if_there_are_five() -> None:
-    assert Split.of(4) == Split([0, 1, 2, 3], [0, 1, 2, 3])
-    assert Split.of(5) == Split([0, 2, 3, 4], [1])
-    assert Split.of(30).held_out == [1, 6, 11, 16, 21, 26]
-    assert len(Split.of(30).learned) == 24
-
-
 def test_the_loss_is_that_of_the_editors_own_training_where_it_is_recorded(tmp_path: Path) -> None:
     assert settings_for("darken", 10, tmp_path).loss_weights == LossWeights()
     weights = LossWeights(timestep_power=(0.5, 1.0), mask_balance=1.0)
@@ -289,7 +282,7 @@ def test_the_loss_is_that_of_the_editors_own_training_where_it_is_recorded(tmp_p
     settings = settings_for("darken", 10, tmp_path, steps=7)
     assert settings.loss_weights == weights
     assert (settings.dropout, settings.min_snr_gamma) == (ConditionDropout(text=0.2), 5.0)
-    assert (settings.n_examples, settings.n_held_out, settings.steps) == (8, 2, 7)
+    assert (settings.n_examples, settings.n_held_out, settings.steps) == (10, 10, 7)
 
 
 def test_only_a_task_of_a_pack_can_be_removed(workspace: Path) -> None:

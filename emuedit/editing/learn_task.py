@@ -16,6 +16,7 @@ from emuedit.data.image_io import Pixels
 from emuedit.data.writable_folder import check_writable
 from emuedit.editing.api import Editor
 from emuedit.editor import task_pack
+from emuedit.editor.package_layout import advise_on_taken_name
 from emuedit.editor.task_pack import TaskPack
 from emuedit.runtime import rng
 from emuedit.training.inversion_examples import encode_split
@@ -57,9 +58,8 @@ class Split:
 def check_new_name(name: str, editor: Editor) -> None:
     """Raise LearnError for a name that the editor or its task predictor already has."""
     if name in editor.reserved_names:
-        learned = name in editor.sampler.inverted_tasks
-        again = f"; to learn it again, run `emuedit tasks remove {name}` first, or choose another name" if learned else ""
-        raise LearnError(f"want a new name, got {name!r}; the editor has the names {', '.join(editor.reserved_names)}{again}")
+        names, advice = ", ".join(editor.reserved_names), advise_on_taken_name(name)
+        raise LearnError(f"want a new name, got {name!r}; the editor has the names {names}; {advice}")
 
 
 def learn(editor: Editor, examples: Sequence[ExampleEdit], settings: InversionSettings, out: Path) -> TaskPack:

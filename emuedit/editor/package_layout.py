@@ -13,3 +13,10 @@ PACK_FOLDER = MODELS / USER_PACKS
 def find_packs(folder: Path) -> list[Path]:
     """The task packs in a folder, sorted by name, without temporary files; empty if there is no such folder."""
     return sorted(folder.glob("[!.]*.safetensors"))
+
+
+def advise_on_taken_name(name: str) -> str:
+    """What to do about a new task whose name the editor already has: only packs in PACK_FOLDER can be removed."""
+    if (PACK_FOLDER / f"{name}.safetensors").is_file():
+        return f"to replace it, run `emuedit tasks remove {name}` first, or choose another name"
+    return f"{name} comes with the editor, so choose another name"

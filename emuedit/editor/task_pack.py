@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from emuedit.data.atomic_file import replacing
+from emuedit.editor.package_layout import advise_on_taken_name
 from emuedit.editor.task_adapter import TaskAdapter
 
 METADATA_KEY = "emuedit.pack"
@@ -152,7 +153,8 @@ def fingerprint(v: Tensor, adapter: TaskAdapter | None) -> str:
 def check(pack: TaskPack, editor_fingerprint: str, tasks: Sequence[str] = ()) -> None:
     """Raise TaskPackError unless the pack was made for the network with this fingerprint, and its name is none of `tasks`."""
     if pack.name in tasks:
-        raise TaskPackError(f"want a pack of a new task, got {pack.name!r}, which the editor already has; remove that one first")
+        advice = advise_on_taken_name(pack.name)
+        raise TaskPackError(f"want a pack of a new task, got {pack.name!r}, which the editor already has; {advice}")
     if pack.editor_fingerprint != editor_fingerprint:
         raise TaskPackError(
             f"want a pack for the editor {editor_fingerprint}, got {pack.name!r}, made for {pack.editor_fingerprint}: an "

@@ -76,9 +76,20 @@ def test_a_folder_that_cannot_be_written_is_noticed_before_anything_is_learned()
         learn_task.learn(editor, [], settings, Path("/proc/packs"))
 
 
-def test_a_name_that_was_learned_before_can_be_freed() -> None:
-    editor: Any = SimpleNamespace(reserved_names=("local", "darken"), sampler=SimpleNamespace(inverted_tasks={"darken": None}))
-    with pytest.raises(LearnError, match=r"want a new name, got 'local'; the editor has the names local, darken$"):
-        check_new_name("local", editor)
-    with pytest.raises(LearnError, match=r"to learn it again, run `emuedit tasks remove darken` first, or choose another name"):
-        check_new_name("darken", editor)
+def test_only_the_name_of_a_pack_that_can_be_removed_is_to_be_freed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packs that come with the editor are in another folder, where `emuedit tasks remove` finds nothing."""
+    monkeypatch.chdir(tmp_path)
+    packs = [task_pack.TaskPack(name, torch.zeros(6), "0" * 16, 1, {}) for name in ("darken", "contour")]
+    task_pack.save(packs[0], tmp_path / "models/packs/darken.safetensors")
+    editor: Any = SimpleNamespace(reserved_names=("local", "darken", "contour"))
+    advice = {
+        "local": "; local comes with the editor, so choose another name$",
+        "darken": "; to replace it, run `emuedit tasks remove darken` first, or choose another name$",
+        "contour": "; contour comes with the editor, so choose another name$",
+    }
+    for name in editor.reserved_names:
+        with pytest.raises(LearnError, match=f"got '{name}'; the editor has the names local, darken, contour{advice[name]}"):
+            check_new_name(name, editor)
+    for pack in packs:
+        with pytest.raises(TaskPackError, match=f"got '{pack.name}', which the editor already has{advice[pack.name]}"):
+            task_pack.check(pack, "0" * 16, editor.reserved_names)

@@ -106,7 +106,12 @@ class Editor:
         predictor = task_predictor.load(str(root / ROUTER), runtime.device) if (root / ROUTER).is_dir() else None
         editor = cls(sampler, predictor, settings or read_settings(root), name, root, max_pixels_per_batch)
         for pack in find_packs(root / BUILT_IN_PACKS):
-            editor.add_pack(pack)
+            base = task_pack.read_editor_fingerprint(pack)
+            if base == sampler.fingerprint:
+                editor.add_pack(pack)
+            else:  # after `dvc repro train`, the editor works without this task
+                problem = f"want a pack for the editor {sampler.fingerprint}, got one for {base}; run the stage inversion"
+                print(f"{pack} was skipped: {problem}", file=sys.stderr, flush=True)
         beside = root / USER_PACKS
         workspace_packs = [] if beside.resolve() == PACK_FOLDER.resolve() else find_packs(PACK_FOLDER)
         for pack in (*find_packs(beside), *workspace_packs):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,13 +54,13 @@ class EditSampler:
     """A trained editor on tensors. `fingerprint`: of the network (16 hex digits), to which task packs are bound.
 
     `dtype`: number format of the computations. float32 weights run under autocast: in training, and on a CPU with bfloat16.
-    Thread-safe; edits of several threads run one at a time.
+    Thread-safe: edits of several threads, and task inversion, run one at a time (`lock`).
     """
 
     def __init__(self, net: EditorUNet, parts: FrozenParts, fingerprint: str, dtype: torch.dtype = torch.float32) -> None:
         self.net, self.parts, self.fingerprint, self.dtype = net, parts, fingerprint, dtype
         self._uses_autocast = dtype != torch.float32 and next(net.unet.parameters()).dtype == torch.float32
-        self._lock = threading.RLock()  # an active adapter affects all users of the network
+        self.lock = threading.RLock()  # an active adapter affects all users of the network
         self.adapters: dict[str, TaskAdapter] = {}
         """Task -> adapter, for tasks learned with one."""
         self.change_thresholds: dict[str, float] = {}
@@ -144,14 +144,15 @@ class EditSampler:
         options: SamplingOptions = NO_OPTIONS,
     ) -> Iterator[tuple[list[int], RawEdit]]:
         """Edits before pixels are preserved, in batches: (row indices, edits of these rows). Arguments: see `sample`."""
-        v = self.net.table.rows(tasks)  # [B, D_v]
+        with self.lock:
+            v = self.net.table.rows(tasks)  # [B, D_v]
         generators = [seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed) for seed in seeds]
         padded_px = math.prod(side + -side % self.grid_px for side in images.shape[-2:])
         at_once = len(images) if options.after_step else max(1, self.max_pixels_per_batch // padded_px)
         for task, rows in self._groups(tasks, at_once):
             texts, randoms = [instructions[row] for row in rows], [generators[row] for row in rows]
             chosen = options if len(rows) == len(images) else options.rows(rows)
-            with self._lock, self._adapter_of(task):
+            with self.lock, nullcontext() if task is None else self.adapters[task].applied(self.net.unet):
                 edit = self._sample_rows(images[rows], texts, v[rows], settings, randoms, chosen)
             yield rows, edit
 
@@ -163,9 +164,6 @@ class EditSampler:
         for task, rows in by_adapter.items():
             for start in range(0, len(rows), at_once):
                 yield task, rows[start : start + at_once]
-
-    def _adapter_of(self, task: str | None) -> AbstractContextManager[None]:
-        return nullcontext() if task is None else self.adapters[task].applied(self.net.unet)
 
     def _sample_rows(
         self,
@@ -263,17 +261,19 @@ class EditSampler:
 
         Its adapter is active, and its change threshold applies, only for this task.
         """
-        self.net.table.add(name, v)
-        if adapter is not None:
-            self.adapters[name] = adapter.to(self.device)
-        if change_threshold is not None:
-            self.change_thresholds[name] = change_threshold
+        with self.lock:
+            self.net.table.add(name, v)
+            if adapter is not None:
+                self.adapters[name] = adapter.to(self.device)
+            if change_threshold is not None:
+                self.change_thresholds[name] = change_threshold
 
     def remove_task(self, name: str) -> None:
         """Remove a task that `add_task` added, with its adapter and change threshold."""
-        self.net.table.remove(name)
-        self.adapters.pop(name, None)
-        self.change_thresholds.pop(name, None)
+        with self.lock:
+            self.net.table.remove(name)
+            self.adapters.pop(name, None)
+            self.change_thresholds.pop(name, None)
 
     def add_pack(self, file: str | Path, reserved_names: Sequence[str] = ()) -> task_pack.TaskPack:
         """Add the task of a pack.

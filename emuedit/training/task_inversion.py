@@ -157,15 +157,16 @@ def invert(
 
     It starts from the row, or the mean of rows, with the lowest held-out loss. Every evaluation of that loss has the same
     stratified timesteps and noise: at least `MIN_HELD_OUT_DRAWS` draws, equally many for each edit. More passes of at most
-    `PIXELS_PER_PASS` reduce memory; the result is equal up to rounding. The editor is the same afterwards. Raises ValueError for
-    an editor in float16, whose gradients would underflow, and for min-SNR weights with a noise schedule that ends in pure noise.
+    `PIXELS_PER_PASS` reduce memory; the result is equal up to rounding. The editor is the same afterwards; edits of other threads
+    wait until then. Raises ValueError for an editor in float16, whose gradients would underflow, and for min-SNR weights with a
+    noise schedule that ends in pure noise.
     """
     if sampler.dtype == torch.float16:
         raise ValueError("want an editor in float32 or bfloat16 to learn a task, got float16; load it with another dtype")
     if objective.ends_in_noise(sampler.parts.scheduler):
         schedule = "the noise schedule of the editor, which ends in pure noise"
         refuse_min_snr(settings.min_snr_gamma, schedule, "set inversion.min_snr_gamma to null")
-    with _set_up_for_training(sampler):
+    with sampler.lock, _set_up_for_training(sampler):
         return _train(sampler, examples, held_out, settings, tracker, n_passes)
 
 

@@ -9,6 +9,7 @@ import torch
 from emuedit.editor import sampling, task_pack
 from emuedit.editor.sampling import EditSampler
 from emuedit.editor.task_pack import TaskPack, TaskPackError
+from tests.editor.tiny_pipelines import is_lock_free
 
 MakeSampler = Callable[..., EditSampler]
 
@@ -93,3 +94,22 @@ def test_a_missing_file_and_a_file_of_another_kind_are_errors(tmp_path: Path) ->
     save_file({"v": torch.zeros(6)}, tmp_path / "plain.safetensors")
     with pytest.raises(TaskPackError, match="is not a task pack"):
         task_pack.load(tmp_path / "plain.safetensors")
+
+
+@pytest.mark.slow
+def test_tasks_are_added_and_removed_between_the_edits_of_other_threads(
+    make_sampler: MakeSampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampler, is_free = make_sampler(), list[bool]()
+    table = sampler.net.table
+    for name in ("add", "remove"):
+        change = getattr(table, name)
+
+        def record(*arguments: object, change: Any = change) -> None:
+            is_free.append(is_lock_free(sampler))
+            change(*arguments)
+
+        monkeypatch.setattr(table, name, record)
+    sampler.add_task("cutout", torch.zeros(table.d_v))
+    sampler.remove_task("cutout")
+    assert is_free == [False, False]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from emuedit.editor import checkpoint
+from emuedit.editor.sampling import EditSampler
 from emuedit.editor.unet import EditorUNet
 from emuedit.models.text_to_image import TextToImageModel
 from emuedit.tasks import ALL_TASKS
@@ -44,6 +46,15 @@ def save_editor(kind: str, folder: Path, tasks: Sequence[str] = ALL_TASKS) -> Pa
     base_model = build_base_model(kind)
     checkpoint.save(build_editor_unet(base_model, tasks), base_model.pipeline, folder, torch.float32)
     return folder
+
+
+def is_lock_free(sampler: EditSampler) -> bool:
+    """Whether another thread than this one could edit now."""
+    with ThreadPoolExecutor(1) as thread:
+        is_free = thread.submit(sampler.lock.acquire, blocking=False).result()
+        if is_free:
+            thread.submit(sampler.lock.release).result()
+    return is_free
 
 
 def build_pipeline(kind: str) -> Any:

@@ -16,7 +16,7 @@ from emuedit.training.batches.batch import Batch
 from emuedit.training.inversion_examples import encode_examples, encode_split, select_examples
 from emuedit.training.loss import LossParts
 from emuedit.training.task_inversion import MIN_HELD_OUT_DRAWS, InversionSettings, LearnedTask, invert, start_embeddings
-from tests.editor.tiny_pipelines import D_V, save_editor
+from tests.editor.tiny_pipelines import D_V, is_lock_free, save_editor
 
 SETTINGS = InversionSettings(
     task="contour", n_examples=4, n_held_out=2, steps=12, lr=0.1, batch_size=4, eval_every_steps=4
@@ -180,6 +180,24 @@ def test_learning_leaves_the_editor_as_it_was(editor: EditSampler, samples: Batc
     assert unet.attn_processors == before
     assert not unet.is_gradient_checkpointing
     assert torch.equal(half.sample(images, ["a"], ["local"], EditSettings(steps=1)).images, edited)
+
+
+@pytest.mark.slow
+def test_edits_of_other_threads_wait_until_a_task_is_learned(
+    editor: EditSampler, samples: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would have the adapter that is being trained, and its hooks."""
+    is_free, losses = list[bool](), task_inversion._losses
+
+    def record(*arguments: Any) -> Any:
+        is_free.append(is_lock_free(editor))
+        return losses(*arguments)
+
+    monkeypatch.setattr(task_inversion, "_losses", record)
+    learn(editor, samples, steps=1, adapter_rank=2)
+    assert is_free
+    assert not any(is_free)
+    assert is_lock_free(editor)
 
 
 @pytest.mark.slow

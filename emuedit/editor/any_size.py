@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from emuedit.core import compositing
+from emuedit.core.padding import padded_px
 from emuedit.editor.sampling import EditSampler
 from emuedit.editor.sampling_options import NO_OPTIONS, Edited, ReportStep, SamplingOptions
 from emuedit.editor.settings import EditSettings
-from emuedit.models import text_to_image
 from emuedit.tasks import changes_whole_image, edits_an_object, keeps_detail
 
 Window = tuple[EllipsisType, slice, slice]
@@ -41,8 +41,8 @@ def working_size(height: int, width: int, resolution_px: int, grid_px: int) -> t
     Else about resolution_px^2 pixels with the same aspect ratio; sides are positive multiples of grid_px. A side that would be
     smaller than grid_px becomes grid_px, and the other one resolution_px^2 / grid_px: the aspect ratio of such a strip changes.
     """
-    padded = text_to_image.padded_px(height, width, grid_px)
-    if height * width <= resolution_px**2 and padded <= MAX_PADDING * max(resolution_px, grid_px) ** 2:
+    max_padded = MAX_PADDING * max(resolution_px, grid_px) ** 2
+    if height * width <= resolution_px**2 and padded_px(height, width, grid_px) <= max_padded:
         return height, width
     scale = math.sqrt(resolution_px**2 / (height * width))
     longest = max(grid_px, resolution_px**2 // grid_px**2 * grid_px)  # beside a side of grid_px

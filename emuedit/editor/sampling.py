@@ -16,13 +16,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from emuedit.core import compositing, diffusion, guidance
+from emuedit.core.padding import padded_px
 from emuedit.editor import checkpoint, preservation, task_pack
 from emuedit.editor.checkpoint import FrozenParts
 from emuedit.editor.sampling_options import NO_OPTIONS, Edited, NonFiniteEditError, RawEdit, SamplingOptions
 from emuedit.editor.settings import EditSettings
 from emuedit.editor.task_adapter import TaskAdapter
 from emuedit.editor.unet import EditConditions, EditorUNet
-from emuedit.models import image_tensors, text_to_image
+from emuedit.models import image_tensors
 from emuedit.models.denoising import Denoiser
 from emuedit.models.text_to_image import TextCondition, grid_of
 from emuedit.runtime import Runtime
@@ -136,8 +137,8 @@ class EditSampler:
             v, adapters, thresholds = self.net.table.rows(tasks), dict(self.adapters), dict(self.change_thresholds)
         generators = [seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed) for seed in seeds]
         height, width = images.shape[-2:]
-        padded_px = text_to_image.padded_px(height, width, self.grid_px)
-        at_once = len(images) if options.after_step else max(1, self.max_pixels_per_batch // padded_px)
+        n_padded = padded_px(height, width, self.grid_px)
+        at_once = len(images) if options.after_step else max(1, self.max_pixels_per_batch // n_padded)
         for adapter, rows in _groups(tasks, adapters, at_once):
             texts, randoms = [instructions[row] for row in rows], [generators[row] for row in rows]
             chosen = options if len(rows) == len(images) else options.rows(rows)

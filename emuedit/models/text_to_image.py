@@ -223,8 +223,3 @@ def grid_of(model: TextToImageModel) -> int:
     """Image sides must be multiples of these px: VAE factor times 2 for each level of the U-Net but one."""
     n_halvings: int = len(model.unet.config.block_out_channels) - 1
     return model.factor * 2**n_halvings
-
-
-def padded_px(height: int, width: int, grid_px: int) -> int:
-    """Number of pixels of an image whose sides are padded to multiples of `grid_px`."""
-    return (height + -height % grid_px) * (width + -width % grid_px)

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from emuedit.core.padding import padded_px
 from emuedit.editor.any_size import _find_window, edit_any_size, working_size
 from emuedit.editor.sampling_options import Edited, SamplingOptions
 from emuedit.editor.settings import EditSettings
-from emuedit.models.text_to_image import padded_px
 
 SETTINGS = EditSettings()
 

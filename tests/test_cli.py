@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from emuedit import cli
@@ -265,13 +266,18 @@ def test_a_session_is_saved_and_made_again(sampler: RedSampler, capsys: pytest.C
     assert np.asarray(Image.open("mask.png")).max() == 255
     options = ["-o", "again.png", "--sheet", "sheet.png", "--animation", "turns.gif"]
     assert cli.main(["replay", "session.json", "in.png", *options]) == 0
-    assert "again.png: 2 turns" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "again.png: 2 turns" in printed.out
+    assert "number format" not in printed.err
     assert Path("again.png").read_bytes() == Path("out.png").read_bytes()
     assert [call.seed for call in sampler.calls] == [3, 4, 3, 4]
     with Image.open("turns.gif") as animation:
         assert animation.n_frames == 3  # type: ignore[attr-defined]
     assert cli.main(["replay", "session.json", "out.png", "-o", "other.png"]) == 2
     assert "got another one; allow it with --any-image" in capsys.readouterr().err
+    sampler.dtype = torch.bfloat16
+    assert cli.main(["replay", "session.json", "in.png", "-o", "other.png"]) == 0
+    assert "emuedit: want the number format float32 that session.json was made with, got bfloat16" in capsys.readouterr().err
 
 
 def test_a_folder_as_output_is_refused_before_anything_is_computed(

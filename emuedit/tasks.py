@@ -41,7 +41,7 @@ class Task:
     mirrorable: bool = True
     """Whether the instruction still holds when the images are mirrored."""
     keeps_detail: bool = False
-    """Whether the result keeps the image's fine detail, so that an edit of a smaller copy can be composited into it."""
+    """Whether the result has the image's fine detail, stronger or weaker, so that an edit of a smaller copy applies to it."""
 
 
 TASKS: tuple[Task, ...] = (
@@ -102,6 +102,12 @@ def keeps_objects(name: str) -> bool:
     """Whether the trained task called `name` edits everything except the named objects; False for other tasks."""
     task = find_task(name)
     return task is not None and task.region == "background" and task.index is not None
+
+
+def keeps_detail(name: str) -> bool:
+    """Whether results of the task called `name` keep the image's fine detail; False for a task that is not in the table."""
+    task = find_task(name)
+    return task is not None and task.keeps_detail
 
 
 def is_annotated(name: str) -> bool:

@@ -129,11 +129,15 @@ class EditorModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow is
         return answer
 
     def _check_resolution(self, size: tuple[int, ...], resolution_px: int) -> None:
-        """Raise RequestError if an image of this size (height, width) would be edited at too many pixels; 0: as by default."""
+        """Raise RequestError if an image of this size (height, width) would be edited at too many pixels, with the padding to the
+        network's grid; 0: as by default."""
+        from emuedit.core.padding import padded_px
+
+        height, width = size
         limit_px = _MAX_RESOLUTION_RATIO * max(self.editor.sampler.resolution_px, self.editor.settings.resolution)
-        if min(resolution_px**2, math.prod(size)) > limit_px**2:
+        if min(resolution_px**2, padded_px(height, width, self.editor.sampler.grid_px)) > limit_px**2:
             raise RequestError(
-                f"want a resolution of at most {limit_px} for an image of {size[1]} x {size[0]} pixels, got {resolution_px}; "
+                f"want a resolution of at most {limit_px} for an image of {width} x {height} pixels, got {resolution_px}; "
                 "lower it, or send a smaller image"
             )
 

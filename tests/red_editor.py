@@ -25,7 +25,7 @@ class RedSampler:
 
     tasks = ("local", "remove")
     resolution_px, grid_px, max_tokens = 1024, 8, 40
-    fingerprint = "red"
+    fingerprint, dtype = "red", torch.float32
     inverted_tasks = ()
 
     def __init__(self) -> None:

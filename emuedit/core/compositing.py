@@ -15,9 +15,12 @@ from torch.nn import functional as F
 from emuedit.core.soft_mask import dilate
 
 BORDER_PX = 1.0
-"""Border in px of the small size: the changed region is dilated by it, and the edit fades into the image over it."""
-
-
+"""Dilation of the changed region in px of the small size. The bilinear enlargement of the mask adds half a pixel: the weight of
+the edit is 1 up to BORDER_PX - 0.5 px outside of the changed region, and reaches 0 at BORDER_PX + 0.5 px."""
+MAX_DETAIL_GAIN = 3.0
+"""Maximum factor on the detail of an enlarged edit."""
+MIN_DETAIL = 1 / 255
+"""Root mean square detail of a small copy below which it is flat; half a level of a byte."""
 MIN_CHANGE = 0.5
 """Minimum probability of a changed latent cell."""
 
@@ -109,10 +112,11 @@ def enlarge_edit(
 ) -> Tensor:
     """Apply the edit `before` -> `after` [1, 3, h, w] to image [1, 3, H, W]; `before` is its smaller copy.
 
-    keeps_detail: add the difference of the edit to the image, which keeps fine detail (a change of light); else replace the
-    region by the upsampled result (another object). The region: the full image with `is_full`, else the changed pixels,
-    dilated by `border_px` and upsampled. Outside of it the result is bit-identical to `image`. An edit without changes returns
-    `image`.
+    keeps_detail: up(after) + g (image - up(before)), with g = `detail_gain` and bilinear upsampling: the image keeps its fine
+    detail, as strong as the edit leaves it (a change of light, blur). `before` may then be the autoencoder's reconstruction of
+    the copy. Else replace the region by the upsampled result (another object). The region: the full image with `is_full`, else
+    the changed pixels, dilated by `border_px` and upsampled. Outside of it the result is bit-identical to `image`. An edit
+    without changes returns `image`.
     """
     changed = changed_pixels(before, after)
     if not changed.any():
@@ -123,12 +127,30 @@ def enlarge_edit(
     top, bottom, left, right = _box(mask[0, 0] > 0)
     window = (..., slice(top, bottom), slice(left, right))
     if keeps_detail:
-        edited = image + F.interpolate(after - before, size, mode="bilinear")
+        gain = detail_gain(before, after)
+        edited = F.interpolate(after - gain * before, size, mode="bilinear").add_(image, alpha=gain)  # upsampling is linear
     else:
         edited = F.interpolate(after, size, mode="bicubic")
     result = image.clone()
     result[window] = blend(image[window], edited.clamp(-1, 1)[window], mask[window])
     return result
+
+
+def detail_gain(before: Tensor, after: Tensor) -> float:
+    """Factor that an edit `before` -> `after` [1, 3, h, w] applies to the finest detail, in [0, MAX_DETAIL_GAIN].
+
+    <hp(after), hp(before)> / <hp(before), hp(before)> over all pixels and channels, the least-squares factor; hp is an image
+    minus its 3 x 3 mean. 0: the detail is blurred away, 1: it keeps its strength, also if `before` is flat.
+    """
+    fine_before, fine_after = (_high_pass(image) for image in (before, after))
+    energy = float(fine_before.square().mean())
+    if energy < MIN_DETAIL**2:
+        return 1.0
+    return min(max(0.0, float((fine_after * fine_before).mean()) / energy), MAX_DETAIL_GAIN)
+
+
+def _high_pass(image: Tensor) -> Tensor:
+    return image - F.avg_pool2d(F.pad(image, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
 
 
 def _box(inside: Tensor) -> tuple[int, int, int, int]:

@@ -13,7 +13,7 @@ from emuedit.data import image_io
 from emuedit.data.writable_folder import check_writable
 from emuedit.editing.api import Editor, TruncatedInstructionWarning
 from emuedit.editing.edit_turn import Turn
-from emuedit.editing.session import ANIMATION_SUFFIXES, EditSession
+from emuedit.editing.session import ANIMATION_SUFFIXES, EditSession, NumberFormatWarning
 from emuedit.editor import changed_area
 from emuedit.editor.package_folder import CHAMPION_URI
 from emuedit.editor.package_layout import EDITOR, MODELS
@@ -51,8 +51,7 @@ def _edit(options: argparse.Namespace) -> None:
         with Progress("editing", len(options.instructions) * settings.steps, "step") as progress:
             session = EditSession(editor, picture.pixels)
             session.extend(options.instructions, tasks, settings, progress.advance)
-    for warning in cut_instructions:
-        print(f"emuedit: {warning.message}", file=sys.stderr)
+    _print_warnings(cut_instructions)
     for number, turn in enumerate(session.turns, start=1):
         path = turn_files[number - 1] if turn_files else None
         if path:
@@ -82,8 +81,11 @@ def _replay(options: argparse.Namespace) -> None:
     picture = image_io.read_image(options.image)
     with waiting("loading the editor"):
         editor = Editor.load(options.model)
-    with waiting("editing"):
-        session = EditSession.replay(editor, picture.pixels, options.session, options.any_image)
+    with warnings.catch_warnings(record=True, category=NumberFormatWarning) as other_formats:
+        warnings.simplefilter("always", NumberFormatWarning)
+        with waiting("editing"):
+            session = EditSession.replay(editor, picture.pixels, options.session, options.any_image)
+    _print_warnings(other_formats)
     _write(out, session.pixels, picture)
     for turn in session.turns:
         print(f"{_describe(turn)}; {turn.changed}")
@@ -94,6 +96,11 @@ def _replay(options: argparse.Namespace) -> None:
     if options.animation:
         session.save_animation(options.animation)
         print(f"{options.animation}: all turns, one per second")
+
+
+def _print_warnings(caught: Sequence[warnings.WarningMessage]) -> None:
+    for warning in caught:
+        print(f"emuedit: {warning.message}", file=sys.stderr)
 
 
 def _check_out(

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,6 +36,10 @@ FORMAT = 1
 """Version of the session file."""
 ANIMATION_SUFFIXES = (".gif", ".webp", ".png")
 _CAPTION_LINES = 4
+
+
+class NumberFormatWarning(UserWarning):
+    """Warning for a session that is replayed in another number format: its images may differ slightly."""
 
 
 class SessionError(ValueError):
@@ -128,11 +133,13 @@ class EditSession:
         return other
 
     def save(self, file: str | Path) -> None:
-        """Write what reproduces every image: instructions, tasks, settings, and hashes of image and editor."""
+        """Write what reproduces every image: instructions, tasks, settings, number format, and hashes of image and
+        editor."""
         content = {
             "format": FORMAT,
             "picture": hash_pixels(self.original),
             "editor": self.editor.sampler.fingerprint,
+            "dtype": self._dtype,
             "packs": self._packs(turn.choice.task for turn in self._turns),
             "turns": [turn.record() for turn in self._turns],
         }
@@ -146,7 +153,8 @@ class EditSession:
         """Repeat the turns of a saved session; on the same machine and device the images are bit-identical.
 
         any_image: whether another input image is allowed. Raises SessionError for an invalid session file, for another input
-        image, and for another editor, whose results would differ.
+        image, and for another editor or task pack, whose results would differ. Warns (NumberFormatWarning) if the editor is in
+        another number format. A file without one, of an earlier version, does not know the packs' change thresholds either.
         """
         content = _read(Path(file))
         session = cls(editor, image)
@@ -156,7 +164,14 @@ class EditSession:
             )
         if not any_image and content["picture"] != hash_pixels(session.original):
             raise SessionError(f"want the input image of {file}, got another one; allow it with --any-image")
-        packs = session._packs(record["task"] for record in content["turns"])
+        is_complete = "dtype" in content
+        if is_complete and content["dtype"] != session._dtype:
+            message = (
+                f"want the number format {content['dtype']} that {file} was made with, got {session._dtype}, in which the images "
+                f"may differ; load the editor with dtype={content['dtype']!r}"
+            )
+            warnings.warn(message, NumberFormatWarning, stacklevel=2)
+        packs = session._packs((record["task"] for record in content["turns"]), is_complete)
         for task, fingerprint in content.get("packs", {}).items():
             if packs.get(task) != fingerprint:
                 raise SessionError(
@@ -167,13 +182,22 @@ class EditSession:
             session.edit(record["instruction"], record["task"], settings, report)
         return session
 
-    def _packs(self, tasks: Iterable[str]) -> dict[str, str]:
-        """Task -> hash of its pack, for those of the tasks that a pack added."""
+    @property
+    def _dtype(self) -> str:
+        """Number format of the editor, such as bfloat16."""
+        return str(self.editor.sampler.dtype).removeprefix("torch.")
+
+    def _packs(self, tasks: Iterable[str], with_thresholds: bool = True) -> dict[str, str]:
+        """Task -> hash of its pack, for those of the tasks that a pack added. with_thresholds: of its change threshold, too."""
         from emuedit.editor import task_pack
 
         sampler = self.editor.sampler
         added = sorted(set(tasks) & set(sampler.inverted_tasks))
-        return {task: task_pack.fingerprint(sampler.net.table.rows([task])[0], sampler.adapters.get(task)) for task in added}
+        hashes = {}
+        for task in added:
+            threshold = sampler.change_thresholds.get(task) if with_thresholds else None
+            hashes[task] = task_pack.fingerprint(sampler.net.table.rows([task])[0], sampler.adapters.get(task), threshold)
+        return hashes
 
     def contact_sheet(self) -> Image.Image:
         """The images of all turns side by side, each with its instruction."""

@@ -5,11 +5,10 @@ Shapes: B samples, H and W pixels, C latent channels, h and w latent sizes, D_v 
 
 from __future__ import annotations
 
-import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,13 +16,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from emuedit.core import compositing, diffusion, guidance
-from emuedit.core.guidance import GuidanceTerm
+from emuedit.core.padding import padded_px
 from emuedit.editor import checkpoint, preservation, task_pack
 from emuedit.editor.checkpoint import FrozenParts
 from emuedit.editor.sampling_options import NO_OPTIONS, Edited, NonFiniteEditError, RawEdit, SamplingOptions
 from emuedit.editor.settings import EditSettings
 from emuedit.editor.task_adapter import TaskAdapter
-from emuedit.editor.unet import EditorUNet
+from emuedit.editor.unet import EditConditions, EditorUNet
 from emuedit.models import image_tensors
 from emuedit.models.denoising import Denoiser
 from emuedit.models.text_to_image import TextCondition, grid_of
@@ -31,23 +30,6 @@ from emuedit.runtime import Runtime
 
 MAX_PIXELS_PER_BATCH = 8 * 512**2
 """Eight images of 512 px, which are 24 rows of the U-Net with guidance. Longer lists are split to fit a GPU."""
-
-
-@dataclass(frozen=True)
-class EditConditions:
-    """Conditions of an edit."""
-
-    c_I: Tensor  # latents of the input images [B, C, h, w]
-    c_T: TextCondition  # instructions, B rows
-    v: Tensor  # task embeddings [B, D_v]
-
-    def with_guidance_terms(self, null: TextCondition, terms: Sequence[GuidanceTerm]) -> EditConditions:
-        """The rows of all guidance terms in one batch, [terms B, ...]."""
-        if len(terms) == 1:
-            return self
-        c_T = TextCondition.cat(*(self.c_T if term == "full" else null for term in terms))
-        c_I = torch.cat([torch.zeros_like(self.c_I) if term == "null" else self.c_I for term in terms])
-        return EditConditions(c_I, c_T, self.v.repeat(len(terms), 1))
 
 
 class EditSampler:
@@ -124,15 +106,19 @@ class EditSampler:
                 f"{len(tasks)} tasks, {len(seeds)} seeds"
             )
         after, shift_of = torch.empty(images.shape), dict[int, float | None]()
+        is_kept = options.keep_reconstructions and settings.against_reconstruction
+        reconstructions = torch.empty(images.shape) if is_kept else None
         for rows, edit in self.raw_edits(images, instructions, tasks, settings, seeds, options):
             before, names = images[rows].float().cpu(), [tasks[row] for row in rows]
-            weight = preservation.edit_weight(before, edit, names, settings, self.parts.factor, self.change_thresholds)
+            weight = preservation.edit_weight(before, edit, names, settings, self.parts.factor, edit.learned_thresholds)
             after[rows] = compositing.blend(before, edit.image, weight)
+            if reconstructions is not None and edit.reconstruction is not None:
+                reconstructions[rows] = edit.reconstruction
             if options.measure_shifts:
                 has_head = bool(settings.composite) and edit.change_probability is not None
                 shifts = preservation.measure_shifts(before, edit.image, weight, names, has_head)
                 shift_of |= dict(zip(rows, shifts, strict=True))
-        return Edited(after, tuple(shift_of.get(row) for row in range(n)))
+        return Edited(after, tuple(shift_of.get(row) for row in range(n)), reconstructions)
 
     def raw_edits(
         self,
@@ -143,27 +129,22 @@ class EditSampler:
         seeds: Sequence[int | torch.Generator],
         options: SamplingOptions = NO_OPTIONS,
     ) -> Iterator[tuple[list[int], RawEdit]]:
-        """Edits before pixels are preserved, in batches: (row indices, edits of these rows). Arguments: see `sample`."""
-        with self.lock:
-            v = self.net.table.rows(tasks)  # [B, D_v]
+        """Edits before pixels are preserved, in batches: (row indices, edits of these rows). Arguments: see `sample`.
+
+        All batches have the tasks, with their adapters and thresholds, of the time when the first one begins.
+        """
+        with self.lock:  # another thread may replace a task
+            v, adapters, thresholds = self.net.table.rows(tasks), dict(self.adapters), dict(self.change_thresholds)
         generators = [seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed) for seed in seeds]
-        padded_px = math.prod(side + -side % self.grid_px for side in images.shape[-2:])
-        at_once = len(images) if options.after_step else max(1, self.max_pixels_per_batch // padded_px)
-        for task, rows in self._groups(tasks, at_once):
+        height, width = images.shape[-2:]
+        n_padded = padded_px(height, width, self.grid_px)
+        at_once = len(images) if options.after_step else max(1, self.max_pixels_per_batch // n_padded)
+        for adapter, rows in _groups(tasks, adapters, at_once):
             texts, randoms = [instructions[row] for row in rows], [generators[row] for row in rows]
             chosen = options if len(rows) == len(images) else options.rows(rows)
-            with self.lock, nullcontext() if task is None else self.adapters[task].applied(self.net.unet):
+            with self.lock, nullcontext() if adapter is None else adapter.applied(self.net.unet):
                 edit = self._sample_rows(images[rows], texts, v[rows], settings, randoms, chosen)
-            yield rows, edit
-
-    def _groups(self, tasks: Sequence[str], at_once: int) -> Iterator[tuple[str | None, list[int]]]:
-        """Batches of at most `at_once` rows: (task with an adapter, its rows), or (None, rows of tasks without one)."""
-        by_adapter: dict[str | None, list[int]] = {}
-        for row, name in enumerate(tasks):
-            by_adapter.setdefault(name if name in self.adapters else None, []).append(row)
-        for task, rows in by_adapter.items():
-            for start in range(0, len(rows), at_once):
-                yield task, rows[start : start + at_once]
+            yield rows, replace(edit, learned_thresholds=thresholds)
 
     def _sample_rows(
         self,
@@ -184,7 +165,8 @@ class EditSampler:
             edited = self._decode(z, height, width)
             if not edited.isfinite().all():
                 raise NonFiniteEditError(self.dtype)
-            needs_reconstruction = settings.change_threshold > 0 and settings.against_reconstruction
+            is_used = settings.change_threshold > 0 or options.keep_reconstructions
+            needs_reconstruction = is_used and settings.against_reconstruction
             reconstruction = self._decode(conditions.c_I, height, width) if needs_reconstruction else None
         return RawEdit(edited.float(), reconstruction, None if change_probability is None else change_probability.cpu())
 
@@ -298,3 +280,15 @@ def load(folder: str | Path, runtime: Runtime | None = None) -> EditSampler:
     runtime = runtime or Runtime("cpu", "float32")
     net, parts, fingerprint = checkpoint.load(str(folder), runtime.device, runtime.torch_dtype)
     return EditSampler(net, parts, fingerprint, runtime.torch_dtype)
+
+
+def _groups(
+    tasks: Sequence[str], adapters: Mapping[str, TaskAdapter], at_once: int
+) -> Iterator[tuple[TaskAdapter | None, list[int]]]:
+    """Batches of at most `at_once` rows: (the adapter of a task, its rows), or (None, rows of tasks without one)."""
+    by_adapter: dict[str | None, list[int]] = {}
+    for row, name in enumerate(tasks):
+        by_adapter.setdefault(name if name in adapters else None, []).append(row)
+    for task, rows in by_adapter.items():
+        for start in range(0, len(rows), at_once):
+            yield None if task is None else adapters[task], rows[start : start + at_once]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 ReportStep = Callable[[int], None]
-"""Called after each denoising step with the number of samples."""
+"""Called after each denoising step with the number of samples, and with 0 after the steps of a second edit (`crop`)."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,8 @@ class SamplingOptions:
     """Called after each step of a batch with the number of its images."""
     measure_shifts: bool = False
     """Whether the shift of each edited image is measured, see `Edited.shifts_px`."""
+    keep_reconstructions: bool = False
+    """Whether the reconstructions are returned, see `Edited.reconstructions`."""
 
     def rows(self, rows: Sequence[int]) -> SamplingOptions:
         """The options of the images with these row indices."""
@@ -59,9 +61,12 @@ class RawEdit:
     image: Tensor
     """Edited images, [B, 3, H, W] in [-1, 1]."""
     reconstruction: Tensor | None
-    """The images as the autoencoder reconstructs them, [B, 3, H, W]; None if `change_threshold` is measured from the images."""
+    """The images as the autoencoder reconstructs them, [B, 3, H, W]; None if they are not needed: `change_threshold`
+    is measured from the images or 0, and they are not kept."""
     change_probability: Tensor | None
     """Probability that a latent cell changes, [B, 1, h, w] in [0, 1]; None: the editor has no change mask."""
+    learned_thresholds: Mapping[str, float] = field(default_factory=dict)
+    """Task -> change threshold, of the editor's learned tasks, see `preservation.edit_weight`."""
 
 
 @dataclass(frozen=True)
@@ -72,3 +77,6 @@ class Edited:
     """Edited images, float32 [B, 3, H, W] on the CPU, in [-1, 1]."""
     shifts_px: tuple[float | None, ...]
     """Shift of each image against its input in px, see `preservation.measure_shifts`; None: undefined or not measured."""
+    reconstructions: Tensor | None = None
+    """The input images as the autoencoder reconstructs them, float32 [B, 3, H, W] on the CPU; None: not kept, or
+    `against_reconstruction` is 0."""

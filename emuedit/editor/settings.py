@@ -47,7 +47,8 @@ class EditSettings(Params):
     is above `change_threshold` and that one is not 0. Ours."""
     border_px: int = Field(2, ge=0, le=64)
     """Width of the soft border, in px of the size at which the image is edited: inside the edge of the changed region, the edit
-    fades into the image over it; 0: a hard edge. Ours."""
+    fades into the image over it; 0: a hard edge. No effect on `background` (unless `background_threshold` is off) and on learned
+    tasks with a threshold of their own, whose borders follow the image's edges. Ours."""
     against_reconstruction: int = Field(1, ge=0, le=1)
     """1: measure change from the autoencoder's reconstruction of the image, to exclude the reconstruction error (ours); 0: from
     the image, as in the paper."""

@@ -142,11 +142,13 @@ def check_replaceable(file: Path, editor_fingerprint: str) -> None:
     raise TaskPackError(f"want a new name, got {file.stem!r}: {file} {content}; choose another name, or move that file away")
 
 
-def fingerprint(v: Tensor, adapter: TaskAdapter | None) -> str:
-    """16 hex digits (blake2b) of an embedding v [D_v] and an adapter."""
+def fingerprint(v: Tensor, adapter: TaskAdapter | None, change_threshold: float | None = None) -> str:
+    """16 hex digits (blake2b) of a task: its embedding v [D_v], adapter and change threshold."""
     digest = hashlib.blake2b(digest_size=8)
     for tensor in (v, *(() if adapter is None else adapter.tensors().values())):
         digest.update(tensor.detach().float().cpu().numpy().tobytes())
+    if change_threshold is not None:
+        digest.update(repr(float(change_threshold)).encode())
     return digest.hexdigest()
 
 

@@ -7,16 +7,36 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from emuedit.core.guidance import GuidanceTerm
 from emuedit.models.denoising import size_conditions
 from emuedit.models.text_to_image import TextCondition
 
 if TYPE_CHECKING:
     from emuedit.editor.task_embedding import TaskEmbedding
+
+
+@dataclass(frozen=True)
+class EditConditions:
+    """Conditions of an edit."""
+
+    c_I: Tensor  # latents of the input images [B, C, h, w]
+    c_T: TextCondition  # instructions, B rows
+    v: Tensor  # task embeddings [B, D_v]
+
+    def with_guidance_terms(self, null: TextCondition, terms: Sequence[GuidanceTerm]) -> EditConditions:
+        """The rows of all guidance terms in one batch, [terms B, ...]."""
+        if len(terms) == 1:
+            return self
+        c_T = TextCondition.cat(*(self.c_T if term == "full" else null for term in terms))
+        c_I = torch.cat([torch.zeros_like(self.c_I) if term == "null" else self.c_I for term in terms])
+        return EditConditions(c_I, c_T, self.v.repeat(len(terms), 1))
 
 
 class Prediction(NamedTuple):

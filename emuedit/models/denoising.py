@@ -27,7 +27,8 @@ class Denoiser:
     The pipeline's scheduler is never stepped: some keep a history, which would leak from one call into the
     next. n steps of flow matching are at u = 1, (n - 1) / n, ..., 1 / n, which the scheduler shifts once (Esser et al.,
     arXiv 2403.03206, Eq. 23). Raises ValueError for a scheduler that combines epsilon-prediction with zero terminal SNR, and for
-    a number of steps with a timestep that is not among the scheduler's training timesteps.
+    a number of steps with a timestep that is not among the scheduler's training timesteps, or whose first one is in their lower
+    half, where the network expects an almost clean image in place of noise.
     """
 
     def __init__(self, scheduler: Any, steps: int, device: torch.device, generators: Sequence[torch.Generator] = ()) -> None:
@@ -40,6 +41,7 @@ class Denoiser:
         else:
             self.scheduler.set_timesteps(steps, device=device)
             _keep_trained_timesteps(self.scheduler, steps)
+            _check_start(self.scheduler, steps)
         self.generators = list(generators)
         self.draws_noise = "generator" in inspect.signature(self.scheduler.step).parameters
 
@@ -115,6 +117,19 @@ def _keep_trained_timesteps(scheduler: Any, steps: int) -> None:
             )
         scheduler.sigmas = torch.cat([sigmas[:-1][kept.to(sigmas.device)], sigmas[-1:]])
     scheduler.timesteps = scheduler.timesteps[kept.to(scheduler.timesteps.device)]
+
+
+def _check_start(scheduler: Any, steps: int) -> None:
+    """Raise ValueError if the first timestep is below half of the last trained one.
+
+    With leading spacing, a single step is at the timestep `steps_offset`. Sampling that starts at a later step is not affected.
+    """
+    first, last_trained = scheduler.timesteps.max().item(), scheduler.config.num_train_timesteps - 1
+    if first < last_trained / 2:
+        raise ValueError(
+            f"want a first timestep of at least {last_trained / 2:g}, as sampling starts from noise, got {first:g} "
+            f"({type(scheduler).__name__}, {steps} steps); use more steps, or a scheduler with trailing timestep spacing"
+        )
 
 
 def size_conditions(

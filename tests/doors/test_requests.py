@@ -24,7 +24,7 @@ class EchoEditor:
     """Returns the picture, and keeps what it was asked for."""
 
     settings = EditSettings()
-    sampler = SimpleNamespace(resolution_px=4)
+    sampler = SimpleNamespace(resolution_px=4, grid_px=4)
 
     def __init__(self) -> None:
         self.requests: list[tuple[Any, ...]] = []
@@ -118,6 +118,15 @@ def test_a_resolution_is_bounded_by_the_pixels_that_are_edited(resolution: int, 
     Image.new("RGB", (side, side)).save(stream, "PNG")
     predict(model, {"image": base64.b64encode(stream.getvalue()).decode()}, {"resolution": resolution})
     assert model.editor.requests[0][2].resolution == resolution
+
+
+def test_the_bound_counts_the_padding_of_a_narrow_image(model: Any) -> None:
+    """An image of 8 x 32768 px, of as many pixels as SD1.5 is trained on, is padded to eight times as many."""
+    model.editor.sampler = SimpleNamespace(resolution_px=16, grid_px=16)
+    stream = io.BytesIO()
+    Image.new("RGB", (120, 8)).save(stream, "PNG")
+    with pytest.raises(ValueError, match="want a resolution of at most 32 for an image of 120 x 8 pixels, got 33"):
+        predict(model, {"image": base64.b64encode(stream.getvalue()).decode()}, {"resolution": 33})
 
 
 def test_the_resolution_of_the_evaluation_may_exceed_that_of_the_network(model: Any) -> None:

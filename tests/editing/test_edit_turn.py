@@ -2,6 +2,7 @@
 
 import base64
 import io
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,21 @@ def test_a_turn_reports_what_it_changed_itself(editor: Editor, picture: np.ndarr
         np.testing.assert_array_equal(turn.mask, changed_area.changed_mask(before, turn.pixels))
     assert turns[0].mask.sum() == 6
     assert turns[0].mask[2:4, 4:7].all()
+
+
+def test_the_images_of_earlier_turns_are_kept_as_bytes_only(editor: Editor, picture: np.ndarray) -> None:
+    """As float32 ten turns of 48 megapixels held 5.8 GB."""
+    inputs, counts = list[weakref.ref[Any]](), list[int]()
+    sample = editor.sampler.sample
+
+    def record(images: Any, *rest: Any) -> Edited:
+        inputs.append(weakref.ref(images))
+        counts.append(sum(image() is not None for image in inputs))
+        return sample(images, *rest)
+
+    editor.sampler.sample = record  # type: ignore[method-assign]
+    editor.edit_turns(picture, ["a"] * 6, ["local"] * 6)
+    assert max(counts) == 2, "the first image and that of the turn"
 
 
 def test_the_report_stays_when_the_caller_changes_the_input(editor: Editor, picture: np.ndarray) -> None:

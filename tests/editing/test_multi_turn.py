@@ -78,12 +78,14 @@ def test_a_threshold_of_zero_keeps_no_pixel(sampler: EditSampler, image: Tensor)
 def test_progress_is_reported_for_every_step_of_every_turn(sampler: EditSampler, image: Tensor) -> None:
     reported: list[int] = []
     options = SamplingOptions(report=reported.append)
-    edit_turns(sampler, image, INSTRUCTIONS, TASKS, SETTINGS.with_changes({"steps": 2}), options)
-    assert reported == [1] * 6
+    turns = edit_turns(sampler, image, INSTRUCTIONS, TASKS, SETTINGS.with_changes({"steps": 2}), options)
+    for number, _ in enumerate(turns, start=1):
+        assert reported == [1] * 2 * number, "a turn is returned before the next one begins"
+    assert len(reported) == 6
 
 
 def test_wrong_numbers_of_pictures_and_tasks_are_errors(sampler: EditSampler, image: Tensor) -> None:
     with pytest.raises(ValueError, match="3 instructions, 2 tasks"):
-        edit_turns(sampler, image, INSTRUCTIONS, TASKS[:2], SETTINGS)
+        next(edit_turns(sampler, image, INSTRUCTIONS, TASKS[:2], SETTINGS))
     with pytest.raises(ValueError, match=r"want one image .* got 2 images"):
-        edit_turns(sampler, image.repeat(2, 1, 1, 1), INSTRUCTIONS, TASKS, SETTINGS)
+        next(edit_turns(sampler, image.repeat(2, 1, 1, 1), INSTRUCTIONS, TASKS, SETTINGS))

@@ -1,6 +1,7 @@
 """Sessions: history, branches, and files from which every picture can be made again."""
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from PIL import Image
 
 from emuedit import Editor, EditSession, EditSettings
-from emuedit.editing.session import SessionError, hash_pixels
+from emuedit.editing.session import NumberFormatWarning, SessionError, hash_pixels
 from emuedit.editor.sampling import EditSampler
 
 SETTINGS = EditSettings(steps=1, image_guidance_scale=1.0, guidance_scale=1.0, change_threshold=0.0, resolution=64, seed=5)
@@ -134,6 +135,37 @@ def test_a_task_that_was_learned_again_is_refused(editor: Editor, picture: np.nd
     editor.sampler.add_task("cutout", torch.zeros(table.d_v))
     with pytest.raises(SessionError, match="want the pack of the task 'cutout' that"):
         EditSession.replay(editor, picture, file)
+
+
+@pytest.mark.slow
+def test_a_task_with_another_threshold_is_refused(editor: Editor, picture: np.ndarray, tmp_path: Path) -> None:
+    file, v = tmp_path / "session.json", torch.ones(editor.sampler.net.table.d_v)
+    editor.sampler.add_task("cutout", v)
+    session = EditSession(editor, picture)
+    session.edit("cut it out", "cutout")
+    session.save(file)
+    editor.sampler.remove_task("cutout")
+    editor.sampler.add_task("cutout", v, change_threshold=0.2)
+    with pytest.raises(SessionError, match="want the pack of the task 'cutout' that"):
+        EditSession.replay(editor, picture, file)
+    content = json.loads(file.read_text())
+    del content["dtype"]
+    file.write_text(json.dumps(content))
+    assert len(EditSession.replay(editor, picture, file).turns) == 1, "files of earlier versions have the pack without it"
+
+
+@pytest.mark.slow
+def test_another_number_format_is_a_warning(
+    session: EditSession, make_sampler: Callable[..., EditSampler], tmp_path: Path
+) -> None:
+    file = tmp_path / "session.json"
+    session.save(file)
+    other = Editor(make_sampler(dtype="bfloat16"), None, SETTINGS)
+    with pytest.warns(NumberFormatWarning, match=r"want the number format float32 that .*, got bfloat16, .* dtype='float32'"):
+        assert len(EditSession.replay(other, session.original, file).turns) == 3
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        EditSession.replay(session.editor, session.original, file)
 
 
 @pytest.mark.slow

@@ -1,12 +1,14 @@
 """Pictures larger than the editor's own size: edited smaller, composited back; small ones as they are."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from emuedit.core.padding import padded_px
 from emuedit.editor.any_size import _find_window, edit_any_size, working_size
 from emuedit.editor.sampling_options import Edited, SamplingOptions
 from emuedit.editor.settings import EditSettings
@@ -55,10 +57,23 @@ def photo(height: int, width: int, top: int, left: int, side: int) -> Tensor:
         ((65, 64), (64, 64)),
         ((100_000, 1), (1024, 4)),
         ((1, 100_000), (4, 1024)),
+        ((1, 4096), (4, 1024)),
+        ((2, 1024), (2, 1024)),
+        ((1000, 3), (1000, 3)),
     ],
 )
 def test_the_working_size_has_the_proportions_and_the_pixels(picture: tuple[int, int], size: tuple[int, int]) -> None:
     assert working_size(*picture, resolution_px=64, grid_px=4) == size
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 32_768), (1, 262_144), (20_000, 3), (500, 520), (16, 16)])
+@pytest.mark.parametrize("resolution_px", [32, 512])
+def test_the_padded_pixels_that_the_network_gets_are_bounded(height: int, width: int, resolution_px: int) -> None:
+    """An image of 8 x 32768 px, of 512^2 pixels, was padded to eight times as many."""
+    size = working_size(height, width, resolution_px, grid_px=64)
+    assert padded_px(*size, 64) <= 2 * max(resolution_px, 64) ** 2
+    if (height, width, resolution_px) in {(500, 520, 512), (16, 16, 32)}:
+        assert size == (height, width)
 
 
 def test_a_small_picture_is_edited_as_it_is() -> None:
@@ -170,7 +185,45 @@ def test_the_second_edit_has_the_inputs_and_options_of_its_image() -> None:
     options = SamplingOptions(["x", "y"], torch.zeros(2, 4, 8, 8), report=print, measure_shifts=True)
     edit_any_size(Recorder(), images, ["a", "b"], ["remove", "local"], settings, [5, 6], options)  # type: ignore[arg-type]
     assert calls == [("a", "b", "remove", "local", 5, 6), ("a", "remove", 5), ("b", "local", 6)]
-    assert all_options == [options, *(SamplingOptions([text], report=print) for text in ("x", "y"))]
+    assert all_options[0] == options
+    assert [replace(second, report=None) for second in all_options[1:]] == [SamplingOptions(["x"]), SamplingOptions(["y"])]
+
+
+class OneTimeEditor(SquarePainter):
+    """Edits the first image only, and reports a step of each."""
+
+    def sample(self, images: Tensor, *rest: Any) -> Edited:
+        rest[-1].report(len(images))
+        edited = super().sample(images, *rest)
+        return edited if len(self.sizes) == 1 else Edited(images.clone(), (None,))
+
+
+def test_a_second_edit_that_changes_nothing_leaves_the_first_one() -> None:
+    image, reported = photo(600, 800, 200, 300, 40), list[int]()
+    arguments: Any = (image, ["a"], ["remove"])
+    options = SamplingOptions(report=reported.append)
+    want = edit_any_size(OneTimeEditor(), *arguments, SETTINGS, [0], options).images  # type: ignore[arg-type]
+    editor = OneTimeEditor()
+    result = edit_any_size(editor, *arguments, SETTINGS.with_changes({"crop": 1}), [0], options).images  # type: ignore[arg-type]
+    assert len(editor.sizes) == 2
+    assert torch.equal(result, want)
+    assert not torch.equal(result, image)
+    assert reported == [1, 1, 0], "an image counts once"
+
+
+class Autoencoder(SquarePainter):
+    """Changes no latent; its decoder makes everything darker."""
+
+    def sample(self, images: Tensor, instructions: Any, tasks: Any, settings: Any, seeds: Any, options: Any) -> Edited:
+        decoded = 0.9 * images - 0.05
+        return Edited(decoded, (None,) * len(images), decoded.clone() if options.keep_reconstructions else None)
+
+
+@pytest.mark.parametrize("task", ["global", "color"])
+def test_the_error_of_the_autoencoder_is_not_added_to_a_large_photo(task: str) -> None:
+    image = photo(600, 800, 200, 300, 40)
+    result = edit_any_size(Autoencoder(), image, ["a"], [task], SETTINGS, [0]).images  # type: ignore[arg-type]
+    assert torch.equal(result, image)
 
 
 def test_the_window_of_the_second_edit_has_a_margin_of_half_the_change() -> None:

@@ -46,7 +46,7 @@ class ServedEditor:
     """Returns the picture after `edit`, which may raise. `lock`: as of `EditSampler`, edits run one at a time."""
 
     settings = EditSettings()
-    sampler = SimpleNamespace(resolution_px=64)
+    sampler = SimpleNamespace(resolution_px=64, grid_px=4)
 
     def __init__(self, edit: Callable[[Any], object]) -> None:
         self.edit, self.lock, self.n_edits = edit, threading.Lock(), 0

@@ -100,6 +100,26 @@ def test_a_timestep_that_was_not_trained_is_an_error(kind: type, config: dict[st
     assert len(Denoiser(scheduler, n_trained - 2, CPU).timesteps) >= n_trained - 2
 
 
+@pytest.mark.parametrize(
+    ("kind", "config", "first"),
+    [
+        (PNDMScheduler, BETAS | {"skip_prk_steps": True}, 1),
+        (DDIMScheduler, BETAS, 1),
+        (EulerDiscreteScheduler, BETAS | {"timestep_spacing": "leading"}, 1),
+        (EulerDiscreteScheduler, BETAS | {"timestep_spacing": "linspace"}, 0),
+    ],
+)
+def test_a_single_step_at_an_almost_clean_timestep_is_an_error(kind: type, config: dict[str, Any], first: int) -> None:
+    """It took pure noise for an almost clean image; SD1.5 and SDXL have leading timesteps."""
+    scheduler = build(kind, config)
+    message = rf"want a first timestep of at least 499\.5.* got {first} \({kind.__name__}, 1 steps\); use more steps, or a sched"
+    with pytest.raises(ValueError, match=message):
+        Denoiser(scheduler, 1, CPU)
+    for steps in range(2, 12):
+        assert Denoiser(scheduler, steps, CPU).timesteps.max() >= 500
+    assert Denoiser(build(kind, config | {"timestep_spacing": "trailing"}), 1, CPU).timesteps[0] == 999
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning")
 def test_interpolated_steps_below_zero_are_an_error() -> None:

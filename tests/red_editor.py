@@ -1,6 +1,7 @@
 """An editor that changes red by an amount that depends on the task, and a task predictor that reads one word."""
 
 import dataclasses
+import threading
 from collections.abc import Sequence
 
 import torch
@@ -30,6 +31,7 @@ class RedSampler:
 
     def __init__(self) -> None:
         self.calls: list[SampleCall] = []
+        self.lock = threading.RLock()
 
     def is_truncated(self, instruction: str) -> bool:
         return len(instruction.split()) > 40

@@ -266,9 +266,7 @@ def test_a_session_is_saved_and_made_again(sampler: RedSampler, capsys: pytest.C
     assert cli.main(words) == 0
     options = ["-o", "again.png", "--sheet", "sheet.png", "--animation", "turns.gif"]
     assert cli.main(["replay", "session.json", "in.png", *options]) == 0
-    printed = capsys.readouterr()
-    assert "again.png: 2 turns" in printed.out
-    assert "number format" not in printed.err
+    assert "again.png: 2 turns" in capsys.readouterr().out
     assert Path("again.png").read_bytes() == Path("out.png").read_bytes()
     assert [call.seed for call in sampler.calls] == [3, 4, 3, 4]
     with Image.open("turns.gif") as animation, Image.open("sheet.png") as sheet:
@@ -276,9 +274,6 @@ def test_a_session_is_saved_and_made_again(sampler: RedSampler, capsys: pytest.C
         assert sheet.width > 3 * 20
     assert cli.main(["replay", "session.json", "out.png", "-o", "other.png"]) == 2
     assert "got another one; allow it with --any-image" in capsys.readouterr().err
-    sampler.dtype = torch.bfloat16
-    assert cli.main(["replay", "session.json", "in.png", "-o", "other.png"]) == 0
-    assert "emuedit: want the number format float32 that session.json was made with, got bfloat16" in capsys.readouterr().err
 
 
 def test_the_mask_is_white_where_either_turn_changed_a_pixel(sampler: RedSampler, monkeypatch: pytest.MonkeyPatch) -> None:

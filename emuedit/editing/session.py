@@ -192,11 +192,12 @@ class EditSession:
         from emuedit.editor import task_pack
 
         sampler = self.editor.sampler
-        added = sorted(set(tasks) & set(sampler.inverted_tasks))
         hashes = {}
-        for task in added:
-            threshold = sampler.change_thresholds.get(task) if with_thresholds else None
-            hashes[task] = task_pack.fingerprint(sampler.net.table.rows([task])[0], sampler.adapters.get(task), threshold)
+        with sampler.lock:  # another thread may replace a task
+            for task in sorted(set(tasks) & set(sampler.inverted_tasks)):
+                threshold = sampler.change_thresholds.get(task) if with_thresholds else None
+                v = sampler.net.table.rows([task])[0]
+                hashes[task] = task_pack.fingerprint(v, sampler.adapters.get(task), threshold)
         return hashes
 
     def contact_sheet(self) -> Image.Image:

@@ -11,9 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from emuedit import Editor, EditSession, EditSettings
+from emuedit import Editor, EditSession, EditSettings, cli
 from emuedit.editing.session import NumberFormatWarning, SessionError, hash_pixels
 from emuedit.editor.sampling import EditSampler
+from tests.red_editor import RedSampler
 
 SETTINGS = EditSettings(steps=1, image_guidance_scale=1.0, guidance_scale=1.0, change_threshold=0.0, resolution=64, seed=5)
 TURNS = ["make it red", "add a star", "a ring"]
@@ -233,6 +234,22 @@ def test_a_session_is_shown_as_a_sheet_and_as_an_animation(session: EditSession,
     with Image.open(tmp_path / "session.gif") as animation:
         assert animation.n_frames == 4
         assert animation.info["duration"] == 500
+
+
+def test_the_command_prints_the_warning_of_another_number_format(
+    picture: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sampler, image, file = RedSampler(), tmp_path / "in.png", tmp_path / "session.json"
+    editor = Editor(sampler, None, SETTINGS)  # type: ignore[arg-type]
+    Image.fromarray(picture).save(image)
+    session = EditSession(editor, picture)
+    session.edit("make it red", "local")
+    session.save(file)
+    monkeypatch.setattr(Editor, "load", lambda source: editor)
+    for dtype, is_warned in ((torch.float32, False), (torch.bfloat16, True)):
+        sampler.dtype = dtype
+        assert cli.main(["replay", str(file), str(image)]) == 0
+        assert ("emuedit: want the number format float32 that" in capsys.readouterr().err) == is_warned
 
 
 def test_pictures_of_other_sizes_have_other_hashes(picture: np.ndarray) -> None:

@@ -42,7 +42,7 @@ def test_the_parts_of_a_task_are_read_while_no_other_thread_can_replace_it(
 
     def record(tasks: Any) -> torch.Tensor:
         with ThreadPoolExecutor(1) as pool:
-            were_locked.append(not pool.submit(sampler._lock.acquire, False).result())
+            were_locked.append(not pool.submit(sampler.lock.acquire, False).result())
         return rows(tasks)
 
     monkeypatch.setattr(sampler.net.table, "rows", record)

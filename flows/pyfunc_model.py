@@ -129,8 +129,10 @@ class EditorModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow is
         return answer
 
     def _check_resolution(self, size: tuple[int, ...], resolution_px: int) -> None:
-        """Raise RequestError if an image of this size (height, width) would be edited at too many pixels, with the padding to the
-        network's grid; 0: as by default."""
+        """Raise RequestError if an image of this size (height, width) would be edited at too many pixels; 0: as by default.
+
+        With the padding to the network's grid, very narrow images may have `any_size.MAX_PADDING` times as many.
+        """
         from emuedit.core.padding import padded_px
 
         height, width = size

@@ -108,15 +108,22 @@ def shrink(image: Tensor, height: int, width: int) -> Tensor:
 
 
 def enlarge_edit(
-    image: Tensor, before: Tensor, after: Tensor, keeps_detail: bool = False, is_full: bool = False, border_px: float = BORDER_PX
+    image: Tensor,
+    before: Tensor,
+    after: Tensor,
+    keeps_detail: bool = False,
+    is_full: bool = False,
+    border_px: float = BORDER_PX,
+    reconstruction: Tensor | None = None,
 ) -> Tensor:
     """Apply the edit `before` -> `after` [1, 3, h, w] to image [1, 3, H, W]; `before` is its smaller copy.
 
     keeps_detail: up(after) + g (image - up(before)), with g = `detail_gain` and bilinear upsampling: the image keeps its fine
     detail, as strong as the edit leaves it (a change of light, blur). `before` may then be the autoencoder's reconstruction of
-    the copy. Else replace the region by the upsampled result (another object). The region: the full image with `is_full`, else
-    the changed pixels, dilated by `border_px` and upsampled. Outside of it the result is bit-identical to `image`. An edit
-    without changes returns `image`.
+    the copy. If it is not, g is measured from `reconstruction`, since `after` lacks the detail that the autoencoder loses.
+    Else replace the region by the upsampled result (another object). The region: the full image with `is_full`, else the
+    changed pixels, dilated by `border_px` and upsampled. Outside of it the result is bit-identical to `image`. An edit without
+    changes returns `image`.
     """
     changed = changed_pixels(before, after)
     if not changed.any():
@@ -127,7 +134,7 @@ def enlarge_edit(
     top, bottom, left, right = _box(mask[0, 0] > 0)
     window = (..., slice(top, bottom), slice(left, right))
     if keeps_detail:
-        gain = detail_gain(before, after)
+        gain = detail_gain(before if reconstruction is None else reconstruction, after)
         edited = F.interpolate(after - gain * before, size, mode="bilinear").add_(image, alpha=gain)  # upsampling is linear
     else:
         edited = F.interpolate(after, size, mode="bicubic")

@@ -57,7 +57,7 @@ def private_folder() -> Path:
     """
     name, cache = f"emuedit-dvc-{os.getuid()}", cache_folder()
     for folder in (PLACE / name, *([cache / "dvc"] if cache else [])):
-        if not why_not_writable(folder) and make_private(folder):
+        if make_private(folder) and not why_not_writable(folder):
             return folder
     return make_private_temporary(name)
 

@@ -17,13 +17,16 @@ def check_writable(folder: Path) -> None:
 
 
 def make_private(folder: Path) -> bool:
-    """Make a folder that only this user can open; False if there is another that others may have made or can open."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    """Make a folder that only this user can open; False if there is another that others may have made or can open, or none can be
+    made. Links are not followed."""
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(mode=0o700)
     except FileExistsError:
         state = folder.lstat()
         return stat.S_ISDIR(state.st_mode) and state.st_uid == os.getuid() and not state.st_mode & 0o077
+    except OSError:
+        return False
     return True
 
 

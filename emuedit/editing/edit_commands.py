@@ -83,9 +83,11 @@ def _replay(options: argparse.Namespace) -> None:
         editor = Editor.load(options.model)
     with warnings.catch_warnings(record=True, category=NumberFormatWarning) as other_formats:
         warnings.simplefilter("always", NumberFormatWarning)
-        with waiting("editing"):
-            session = EditSession.replay(editor, picture.pixels, options.session, options.any_image)
-    _print_warnings(other_formats)
+        try:
+            with waiting("editing"):
+                session = EditSession.replay(editor, picture.pixels, options.session, options.any_image)
+        finally:
+            _print_warnings(other_formats)
     _write(out, session.pixels, picture)
     for turn in session.turns:
         print(f"{_describe(turn)}; {turn.changed}")

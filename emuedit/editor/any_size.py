@@ -82,8 +82,9 @@ def edit_any_size(
     results = []
     for row, image in enumerate(images.float().cpu()[:, None]):
         kept = keeps_detail(tasks[row])
-        reference = before if not kept or small.reconstructions is None else small.reconstructions
-        edit = (reference[row : row + 1], small.images[row : row + 1])
+        copy, edited = before[row : row + 1], small.images[row : row + 1]
+        reconstruction = small.reconstructions[row : row + 1] if kept and small.reconstructions is not None else copy
+        edit = (reconstruction if settings.against_reconstruction else copy, edited)
         window = None
         if settings.crop and edits_an_object(tasks[row]):
             window = _find_window(*edit, image.shape[-2:], settings.resolution or sampler.resolution_px)
@@ -98,7 +99,8 @@ def edit_any_size(
                 result[window] = compositing.blend(inside, second, weight)
                 results.append(result)
                 continue
-        results.append(compositing.enlarge_edit(image, *edit, kept, changes_whole_image(tasks[row])))
+        is_full = changes_whole_image(tasks[row])
+        results.append(compositing.enlarge_edit(image, *edit, kept, is_full, reconstruction=reconstruction))
     return Edited(torch.cat(results), small.shifts_px)
 
 

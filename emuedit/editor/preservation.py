@@ -35,12 +35,13 @@ def edit_weight(
 ) -> Tensor:
     """Weight [B, 1, H, W] of the edited image: 0 in preserved pixels, 1 inside the changed region and in whole-image tasks.
 
-    Change is measured from `edit.reconstruction`, or from `before` without one. factor: side in px of a latent cell.
-    learned: task -> its change threshold, which applies if it is above that of the settings and that one is not 0.
+    Change is measured from `edit.reconstruction`, or from `before` without one or with `against_reconstruction` 0. factor:
+    side in px of a latent cell. learned: task -> its change threshold, which applies if it is above that of the settings
+    and that one is not 0.
     """
     height, width = before.shape[-2:]
     changed = torch.ones(len(before), 1, height, width, dtype=torch.bool)
-    reference = before if edit.reconstruction is None else edit.reconstruction
+    reference = before if edit.reconstruction is None or not settings.against_reconstruction else edit.reconstruction
     if settings.change_threshold > 0:
         is_over = change_threshold.exceeds_threshold(reference, edit.image, settings.change_threshold)
         changed = is_over | _flags(changes_whole_image(task) for task in tasks)

@@ -106,8 +106,7 @@ class EditSampler:
                 f"{len(tasks)} tasks, {len(seeds)} seeds"
             )
         after, shift_of = torch.empty(images.shape), dict[int, float | None]()
-        is_kept = options.keep_reconstructions and settings.against_reconstruction
-        reconstructions = torch.empty(images.shape) if is_kept else None
+        reconstructions = torch.empty(images.shape) if options.keep_reconstructions else None
         for rows, edit in self.raw_edits(images, instructions, tasks, settings, seeds, options):
             before, names = images[rows].float().cpu(), [tasks[row] for row in rows]
             weight = preservation.edit_weight(before, edit, names, settings, self.parts.factor, edit.learned_thresholds)
@@ -165,8 +164,8 @@ class EditSampler:
             edited = self._decode(z, height, width)
             if not edited.isfinite().all():
                 raise NonFiniteEditError(self.dtype)
-            is_used = settings.change_threshold > 0 or options.keep_reconstructions
-            needs_reconstruction = is_used and settings.against_reconstruction
+            is_compared = settings.change_threshold > 0 and settings.against_reconstruction
+            needs_reconstruction = is_compared or options.keep_reconstructions
             reconstruction = self._decode(conditions.c_I, height, width) if needs_reconstruction else None
         return RawEdit(edited.float(), reconstruction, None if change_probability is None else change_probability.cpu())
 

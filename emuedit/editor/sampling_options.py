@@ -78,5 +78,4 @@ class Edited:
     shifts_px: tuple[float | None, ...]
     """Shift of each image against its input in px, see `preservation.measure_shifts`; None: undefined or not measured."""
     reconstructions: Tensor | None = None
-    """The input images as the autoencoder reconstructs them, float32 [B, 3, H, W] on the CPU; None: not kept, or
-    `against_reconstruction` is 0."""
+    """The input images as the autoencoder reconstructs them, float32 [B, 3, H, W] on the CPU; None: not kept."""

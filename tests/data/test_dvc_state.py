@@ -57,6 +57,15 @@ def test_settings_are_also_read_from_folders_that_dvcs_variables_name(
     assert dvc_state.configured() == Path("/fast/dvc")
 
 
+def test_a_link_that_others_made_is_not_followed(project: Path) -> None:
+    """It must not stop DVC either: a link to itself cannot be resolved."""
+    place = project.parent / "var"
+    (place / f"emuedit-dvc-{os.getuid()}").symlink_to(f"emuedit-dvc-{os.getuid()}")
+    folder = Path(dvc_state.variables()["DVC_SITE_CACHE_DIR"])
+    assert folder.parent != place
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
 def without_home() -> Path:
     raise RuntimeError("Could not determine home directory.")
 

@@ -226,6 +226,28 @@ def test_the_error_of_the_autoencoder_is_not_added_to_a_large_photo(task: str) -
     assert torch.equal(result, image)
 
 
+class BlurringAutoencoder(SquarePainter):
+    """Makes everything darker; its decoder loses half of the fine detail."""
+
+    def sample(self, images: Tensor, instructions: Any, tasks: Any, settings: Any, seeds: Any, options: Any) -> Edited:
+        mean = torch.nn.functional.avg_pool2d(images, 3, stride=1, padding=1, count_include_pad=False)
+        decoded = mean + 0.5 * (images - mean)
+        return Edited(decoded - 0.1, (None,) * len(images), decoded if options.keep_reconstructions else None)
+
+
+@pytest.mark.parametrize("against_reconstruction", [0, 1])
+def test_the_detail_that_the_autoencoder_loses_stays_in_a_large_photo(against_reconstruction: int) -> None:
+    image = photo(600, 800, 200, 300, 40) * 0.5
+    settings = SETTINGS.with_changes({"against_reconstruction": against_reconstruction})
+    result = edit_any_size(BlurringAutoencoder(), image, ["a"], ["global"], settings, [0]).images  # type: ignore[arg-type]
+
+    def contrast(picture: Tensor) -> float:
+        return float((picture[..., 1:] - picture[..., :-1]).abs().mean())
+
+    assert contrast(result) == pytest.approx(contrast(image), rel=0.15)
+    assert float((result - image).mean()) == pytest.approx(-0.1, abs=0.01)
+
+
 def test_the_window_of_the_second_edit_has_a_margin_of_half_the_change() -> None:
     before, after = torch.zeros(1, 3, 60, 80), torch.zeros(1, 3, 60, 80)
     after[..., 20:40, 30:50] = 1.0

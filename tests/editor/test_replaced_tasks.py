@@ -62,4 +62,6 @@ def test_reconstructions_are_returned_if_asked_for(change_threshold: float, make
         torch.testing.assert_close(kept, sampler.parts.decode(sampler.parts.encode(IMAGES)))
     assert sampler.sample(*arguments, settings, [0, 1]).reconstructions is None
     paper = settings.with_changes({"against_reconstruction": 0})
-    assert sampler.sample(*arguments, paper, [0, 1], options).reconstructions is None
+    with_reconstructions, without = (sampler.sample(*arguments, paper, [0, 1], chosen) for chosen in (options, SamplingOptions()))
+    torch.testing.assert_close(with_reconstructions.reconstructions, kept)
+    assert torch.equal(with_reconstructions.images, without.images), "the change is still measured from the image"

@@ -85,8 +85,7 @@ def tasks_to_train(pairs: TrainingPairs, held_out_share: float) -> tuple[str, ..
     Opens a shard only while it may have the first training pair of a task. Raises LatentCacheError for pairs of other tasks, and
     if there is no training pair.
     """
-    n_kept, names = sum(len(pairs.rows_of(shard).ids) for shard in pairs.shards), set[str]()
-    bound = held_out_bound(held_out_share, n_kept)
+    bound, names = held_out_bound(held_out_share, pairs.n_pairs), set[str]()
     for shard in pairs.shards:
         task_of = pairs.tasks_of(shard)
         check_tasks(task_of.values())
@@ -97,7 +96,7 @@ def tasks_to_train(pairs: TrainingPairs, held_out_share: float) -> tuple[str, ..
             if task is not None and task not in names and group_seed(group) >= bound:
                 names.add(task)
     if not names:
-        raise no_training_pairs(n_kept)
+        raise no_training_pairs(pairs.n_pairs)
     return tuple(task for task in ALL_TASKS if task in names)
 
 

@@ -36,8 +36,7 @@ def check_disk_space(
     text_bytes = sum(array.nbytes for array in to_float16(encoders.null_text(1)).values())
     pixels = max(map(math.prod, buckets.sizes), default=math.prod(encoders.size))
     pair_bytes = 2 * encoders.channels * pixels // encoders.factor**2 * _BYTES_PER_VALUE
-    n_pairs = sum(len(pairs.rows_of(shard).ids) for shard in pairs.shards)
-    if n_pairs * (text_bytes + pair_bytes * (1 + mirrored)) <= free:
+    if pairs.n_pairs * (text_bytes + pair_bytes * (1 + mirrored)) <= free:
         return
     texts, n_latents = set[int](), 0
     with Progress("train: read the instructions", len(pairs.shards), "shard") as progress:
@@ -50,7 +49,7 @@ def check_disk_space(
     if sizes.sum() > free:
         latents_gb, texts_gb = sizes / _GB
         raise DiskSpaceError(
-            f"want {sizes.sum() / _GB:.1f} GB free in {folder}, for latents of {n_pairs} pairs ({latents_gb:.1f} GB) and "
+            f"want {sizes.sum() / _GB:.1f} GB free in {folder}, for latents of {pairs.n_pairs} pairs ({latents_gb:.1f} GB) and "
             f"{len(texts)} encoded instructions ({texts_gb:.1f} GB), got {free / _GB:.1f} GB with what is there; make "
             "room, keep fewer pairs, or set train.flip to false or a smaller train.resolution"
         )

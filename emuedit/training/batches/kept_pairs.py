@@ -143,6 +143,11 @@ class TrainingPairs:
         """All shards, in order."""
         return [*self.new, *self.replayed]
 
+    @property
+    def n_pairs(self) -> int:
+        """Number of pairs to train on or to hold out."""
+        return sum(len(pairs.ids) for pairs in self._tasks.values())
+
     def rows_of(self, shard: PairShard) -> PairTasks:
         """The pairs of a shard to train on or to hold out, in their order."""
         return self._tasks[shard]

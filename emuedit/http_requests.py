@@ -5,12 +5,18 @@ import os
 import urllib.request
 from email.message import Message
 from typing import Any
-from urllib.parse import urljoin
+from urllib.parse import urljoin, urlsplit
 
 USER_AGENT = {"User-Agent": "emuedit"}
 """Header of all requests: Cloudflare refuses that of urllib."""
 
 _LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
+
+
+def is_local(url: str) -> bool:
+    """Whether a URL is of this machine, so that requests need no proxy."""
+    host = urlsplit(url).hostname or ""
+    return host in _LOCAL_NAMES or host.startswith("127.")
 
 
 def no_proxy_variables() -> dict[str, str]:

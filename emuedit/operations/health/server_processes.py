@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from emuedit.operations.servers.local_ports import is_local
+from emuedit.http_requests import is_local
 
 _STAGE_ENV = "DVC_STAGE"  # DVC sets it for the command of a stage
 _PARENTS = ("dvc", "process_guard.py")

@@ -10,7 +10,6 @@ from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from emuedit import http_requests
-from emuedit.operations.servers.local_ports import is_local
 from emuedit.tracking.service_errors import hide_password
 
 
@@ -59,7 +58,7 @@ def ask(url: str, timeout_s: float, payload: Any = None, account: str = "") -> A
         headers["Authorization"] = f"Basic {base64.b64encode(account.encode()).decode()}"
     request = urllib.request.Request(url, data, headers)  # noqa: S310  the scheme is checked above
     handlers: list[urllib.request.BaseHandler] = []
-    if is_local(url):
+    if http_requests.is_local(url):
         handlers.append(urllib.request.ProxyHandler({}))
     if data is not None or account:
         handlers.append(http_requests.NoRedirects())

@@ -4,7 +4,6 @@ import json
 import socket
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from emuedit.data.atomic_file import replacing
 
@@ -15,12 +14,6 @@ _FILE = "ports.json"
 
 class PortError(RuntimeError):
     """Raised if no port is free."""
-
-
-def is_local(url: str) -> bool:
-    """Whether a URL is of this machine, so that requests need no proxy."""
-    host = urlsplit(url).hostname or ""
-    return host in ("localhost", "::1") or host.startswith("127.")
 
 
 def is_free(port: int) -> bool:

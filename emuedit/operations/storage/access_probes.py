@@ -5,7 +5,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
-from emuedit.operations.servers.local_ports import is_local
+from emuedit.http_requests import is_local
 from emuedit.operations.storage.bucket import Bucket
 from emuedit.operations.storage.remote_check import FAIL, PASS, WARN, Probe, ProbeOutcome
 from emuedit.operations.storage.remote_error import KEYS, RemoteError

@@ -10,7 +10,7 @@ from functools import cache, cached_property
 from typing import Any
 from urllib.parse import urlsplit
 
-from emuedit.operations.servers.local_ports import is_local
+from emuedit.http_requests import is_local
 from emuedit.operations.storage.remote_error import RemoteError, explained
 
 CONNECT_TIMEOUT_S = 4.0

@@ -44,6 +44,21 @@ def test_the_workspace_has_all_tasks_and_leaves_words_out(tmp_path: Path, monkey
         base_editor.prepare(tmp_path)
 
 
+def test_a_continuation_starts_from_the_published_editor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base_editor.prepare(tmp_path, continued=True)
+    with pytest.raises(SystemExit, match="want a folder with the params of this training"):
+        base_editor.prepare(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    settings = config.load(TrainParams, "train")
+    start = starting_point.resolve(settings.start, config.load(config.World, "world"), tmp_path)
+    assert start.is_editor
+    assert Path(start.folder).resolve() == ROOT / "toyworld/weights/base_editor"
+    assert 0 < settings.start_share < 1
+    instructions = config.load(InstructionsParams, "instructions")
+    assert instructions.choice == "random"
+    assert load_word_list(tmp_path / instructions.moderation).first_match(["on the sea"]), "words that are held back stay so"
+
+
 def test_what_is_published_is_not_made_again(tmp_path: Path) -> None:
     assert base_editor.missing_stages(tmp_path) == list(OUTPUTS)
     for stage in ("captions", "instructions", "router"):

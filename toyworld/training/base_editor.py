@@ -2,7 +2,8 @@
 
 The base editor is trained on all sixteen tasks, but not on the words in `toyworld/base_editor/held_back.txt`. FOLDER becomes a
 workspace with the project's `params.yaml`, changed by `toyworld/base_editor/params.yaml`. Finished stages are skipped and
-interrupted stages resume, so the same command can be repeated, on a CPU or a GPU.
+interrupted stages resume, so the same command can be repeated, on a CPU or a GPU. With `--continue`, the published base editor is
+trained on further pairs (`toyworld/base_editor/continuation.yaml`).
 """
 
 import argparse
@@ -22,6 +23,7 @@ from emuedit.stages import captions, dataset, evaluation, instructions, pairs, r
 from toyworld.training.__main__ import WEIGHTS
 
 FILES = CODE_ROOT / "toyworld/base_editor"
+CONTINUATION_FILE = "continuation.yaml"
 OUTPUTS = {
     "captions": captions.OUT, "instructions": instructions.OUT, "pairs": pairs.OUT, "router": router.OUT, "dataset": dataset.OUT,
     "validation": validation.OUT, "train": train.OUT, "evaluation": evaluation.OUT,
@@ -29,9 +31,14 @@ OUTPUTS = {
 """Stage -> its output, in the order of work."""
 
 
-def prepare(folder: Path) -> None:
-    """Create a workspace in a folder. Raises SystemExit if it has other params, whose outputs would be mixed."""
+def prepare(folder: Path, *, continued: bool = False) -> None:
+    """Create a workspace in a folder. Raises SystemExit if it has other params, whose outputs would be mixed.
+
+    continued: train the published base editor on further pairs, not the base model.
+    """
     params = config.merge(config.read_yaml(CODE_ROOT / config.PARAMS_FILE), config.read_yaml(FILES / config.PARAMS_FILE))
+    if continued:
+        params = config.merge(params, config.read_yaml(FILES / CONTINUATION_FILE))
     params["train"]["cuda_graph"] = torch.cuda.is_available()
     text = yaml.safe_dump(params, sort_keys=False)
     file = folder / config.PARAMS_FILE
@@ -68,8 +75,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="workspace of the training")
     parser.add_argument("--out", type=Path, default=WEIGHTS / "base_editor", help="folder for the published editor")
+    parser.add_argument("--continue", dest="continued", action="store_true", help="train the published base editor further")
     args = parser.parse_args()
-    prepare(args.folder)
+    prepare(args.folder, continued=args.continued)
     paths = [str(CODE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     for stage in missing_stages(args.folder):
         command = [sys.executable, "-m", f"emuedit.stages.{stage}"]

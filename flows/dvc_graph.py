@@ -7,15 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from emuedit import dvc_lock
 from emuedit.config import has_conflict_marks
 from emuedit.data import dvc_state
 from emuedit.data.dependencies import PIPELINE_FILE
 from emuedit.data.text_hash import hex_hash
+from emuedit.dvc_lock import LOCK_FILE
 from flows import retrain_lock
-
-LOCK = "dvc.lock"
 
 
 class GraphError(ValueError):
@@ -105,9 +103,7 @@ class Graph:
 
     def hashes(self) -> dict[str, str]:
         """Path of each out in `dvc.lock` -> its hash."""
-        return {
-            out["path"]: out[out.get("hash", "md5")] for stage in self.locked_stages().values() for out in stage.get("outs", ())
-        }
+        return dvc_lock.output_hashes(self.locked_stages())
 
     def is_cached(self, path: Path) -> bool:
         """Whether a path is an out in DVC's cache, or below one."""
@@ -115,7 +111,7 @@ class Graph:
 
     def lock_hash(self) -> str:
         """16 hex digits (blake2b) of `dvc.lock`; empty if there is none."""
-        return _hash(self.root / LOCK)
+        return _hash(self.root / LOCK_FILE)
 
     def content_of(self, paths: Iterable[Path]) -> str:
         """16 hex digits (blake2b) of the current content of these outs, independent of the rest of `dvc.lock`."""
@@ -124,9 +120,11 @@ class Graph:
         return hex_hash(json.dumps(entries).encode())
 
     def locked_stages(self) -> dict[str, Any]:
-        """The stages in `dvc.lock`: command, deps, params and outs with their hashes. Empty if there is no such file."""
-        lock = self.root / LOCK
-        return dict((yaml.safe_load(lock.read_text(encoding="utf-8")) or {}).get("stages", {})) if lock.exists() else {}
+        """The stages in `dvc.lock`: command, deps, params and outs with their hashes. Empty if there is no such file.
+
+        Raises LockFileError.
+        """
+        return dvc_lock.read_stages(self.root)
 
 
 def read(root: str | Path) -> Graph:
@@ -161,12 +159,12 @@ def read(root: str | Path) -> Graph:
 
 def _advice(root: Path, error: Exception) -> str:
     """What to do if DVC cannot read one of its files."""
-    if has_conflict_marks(root / LOCK):
-        return f"{LOCK} contains merge conflict markers; delete it, and finished results are taken from DVC's cache"
+    if has_conflict_marks(root / LOCK_FILE):
+        return f"{LOCK_FILE} contains merge conflict markers; delete it, and finished results are taken from DVC's cache"
     if has_conflict_marks(root / PIPELINE_FILE):
         return f"{PIPELINE_FILE} contains merge conflict markers; resolve the conflict"
-    if str(error).endswith(f"{LOCK}' validation failed"):
-        return f"it is damaged; restore it with `git checkout -- {LOCK}`, or delete it to run all stages"
+    if str(error).endswith(f"{LOCK_FILE}' validation failed"):
+        return f"it is damaged; {dvc_lock.RESTORE}"
     if "not inside of a DVC repository" in str(error):
         return "run it in the project's folder; if .dvc is missing there, run `git checkout -- .dvc` or `dvc init`"
     if "rwlock" in str(error).lower():

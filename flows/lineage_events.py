@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from emuedit.dvc_lock import hash_of
 from emuedit.runtime import seed_for
 from emuedit.tracking.service_errors import hide_password
 from flows.dvc_graph import Graph
@@ -87,7 +88,7 @@ def _version(entry: Mapping[str, Any]) -> dict[str, Any]:
     """The facet with the content hash of a path."""
     from openlineage.client.facet_v2 import dataset_version_dataset
 
-    return {"version": dataset_version_dataset.DatasetVersionDatasetFacet(str(entry.get(entry.get("hash", "md5"), "")))}
+    return {"version": dataset_version_dataset.DatasetVersionDatasetFacet(hash_of(entry))}
 
 
 def _make_client(root: Path) -> Any:

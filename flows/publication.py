@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from emuedit import git
+from emuedit.dvc_lock import LOCK_FILE
 from emuedit.failures import FailureKind
 from emuedit.operations.storage import dvc_remote
 from emuedit.operations.storage.remote_error import RemoteError
 from emuedit.tracking.runs import flatten
 from flows import push_access, result_origin
-from flows.dvc_graph import LOCK, Graph
+from flows.dvc_graph import Graph
 from flows.failure_kinds import RETRY_DELAYS_S
 from flows.result_origin import StartState
 
@@ -74,7 +75,7 @@ def publish(
         print("== pushed the data", flush=True)
     if not branch:
         return ""
-    files = {Path(LOCK): Path(LOCK), **_metrics_paths(graph)}
+    files = {Path(LOCK_FILE): Path(LOCK_FILE), **_metrics_paths(graph)}
     at_start = at_start or result_origin.read_start(graph.root)
     code = [path for path in result_origin.uncommitted_inputs(graph, at_start) if path.endswith(".py")]
     note = f"made with uncommitted changes: {', '.join(code)}" if code else ""

@@ -14,6 +14,7 @@ from typing import Any
 from emuedit import config, git
 from emuedit.data.dependencies import SUMMARY_FILE
 from emuedit.data.text_hash import hex_hash
+from emuedit.dvc_lock import LOCK_FILE
 from emuedit.editor.settings import EditSettings
 from emuedit.promotion import lineage
 from emuedit.tracking import registry, runs, service_errors
@@ -47,7 +48,7 @@ class StartState:
 
     def write_files(self, root: Path, folder: Path) -> dict[str, Path]:
         """Write the files to a folder, with the current `dvc.lock`, for the run of a version. Returns artifact name -> file."""
-        contents = {**self.files, **_read_files(root, [dvc_graph.LOCK])}
+        contents = {**self.files, **_read_files(root, [LOCK_FILE])}
         for name, content in contents.items():
             (folder / name).write_bytes(content)
         return {f"{lineage.FOLDER}/{name}": folder / name for name in contents}
@@ -59,12 +60,12 @@ def read_start(root: Path) -> StartState:
     Raises ParamsError for a `params.yaml` that cannot be read, and GitError if git cannot list the changes since the commit.
     """
     file = root / config.PARAMS_FILE
-    files = _read_files(root, [name for name in lineage.FILES if name != dvc_graph.LOCK])
+    files = _read_files(root, [name for name in lineage.FILES if name != LOCK_FILE])
     params = config.read_yaml(file) if file.exists() else {}
     commit = git.try_run(root, "rev-parse", "--verify", "HEAD")
     if not commit:
         return StartState(files=files, params=params)
-    changed = git.run(root, "diff", "--name-only", "--relative", "-z", "HEAD", "--", ".", f":(exclude){dvc_graph.LOCK}")
+    changed = git.run(root, "diff", "--name-only", "--relative", "-z", "HEAD", "--", ".", f":(exclude){LOCK_FILE}")
     untracked = git.run(root, "ls-files", "--others", "--exclude-standard", "-z")
     return StartState(commit, _split(changed), _split(untracked), files, params)
 

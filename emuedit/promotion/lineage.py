@@ -9,17 +9,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import yaml
-
+from emuedit.dvc_lock import LOCK_FILE, hash_of, output_hashes, parse_stages
 from emuedit.promotion import version_card
 from emuedit.tracking import runs
 from emuedit.tracking.registry import ModelVersion, RegistryError
 
 FOLDER = "lineage"
 """Folder of the run's artifacts."""
-FILES = ("dvc.lock", "dvc.yaml", "params.yaml", "uv.lock")
+FILES = (LOCK_FILE, "dvc.yaml", "params.yaml", "uv.lock")
 _CODE = (".py", "emuedit", "flows")
 _NO_OUT = "an input"
+_ADVICE = "restore the store, or register it again with `uv run retrain`"
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,8 @@ class Origin:
             yield from source.stages()
 
 
-def read_origins(lock: Mapping[str, Any], paths: list[str]) -> list[Origin]:
-    """The lineage of outputs of a `dvc.lock`. Raises RegistryError for a path that is not an output in it."""
-    stages: Mapping[str, Any] = lock.get("stages", {})
+def read_origins(stages: Mapping[str, Any], paths: list[str]) -> list[Origin]:
+    """The lineage of outputs of the stages in a `dvc.lock`. Raises RegistryError for a path that is not an output of one."""
     makers = {out["path"]: (name, out) for name, stage in stages.items() for out in stage.get("outs", ())}
     origins: dict[str, Origin] = {}
 
@@ -58,9 +57,9 @@ def read_origins(lock: Mapping[str, Any], paths: list[str]) -> list[Origin]:
                 return Origin(path, md5)
             name, out = makers[path]
             stage = stages[name]
-            inputs = tuple(find(dep["path"], _hash_of(dep)) for dep in stage.get("deps", ()))
+            inputs = tuple(find(dep["path"], hash_of(dep)) for dep in stage.get("deps", ()))
             params = {key: value for values in stage.get("params", {}).values() for key, value in values.items()}
-            origins[path] = Origin(path, _hash_of(out), name, str(stage.get("cmd", "")), params, inputs)
+            origins[path] = Origin(path, hash_of(out), name, str(stage.get("cmd", "")), params, inputs)
         return origins[path]
 
     if missing := [path for path in paths if path not in makers]:
@@ -69,20 +68,22 @@ def read_origins(lock: Mapping[str, Any], paths: list[str]) -> list[Origin]:
 
 
 def of_version(version: ModelVersion) -> list[Origin]:
-    """The lineage of the parts of a registered version. Raises RegistryError for a version without lineage files."""
-    lock = yaml.safe_load(read_file(version, "dvc.lock"))
-    outputs = {out["path"] for stage in lock.get("stages", {}).values() for out in stage.get("outs", ())}
+    """The lineage of the parts of a registered version.
+
+    Raises RegistryError for a version without lineage files, and LockFileError for a damaged one.
+    """
+    stages = parse_stages(read_file(version, LOCK_FILE), f"that of version {version.number}", _ADVICE)
+    outputs = output_hashes(stages)
     tagged = [key.removeprefix("dvc.") for key in version.tags if key.startswith("dvc.")]
     registered = [path for path in tagged if path in outputs and path.startswith("models/")]
-    return read_origins(lock, sorted(registered) or sorted(outputs))
+    return read_origins(stages, sorted(registered) or sorted(outputs))
 
 
 def read_file(version: ModelVersion, name: str) -> str:
     """One of `FILES` as logged when the version was registered."""
     text = runs.read_text(version.run_id, f"{FOLDER}/{name}")
     if text is None:
-        advice = "restore the store, or register it again with `uv run retrain`"
-        raise RegistryError(f"version {version.number} has no {name} in the artifact store; {advice}")
+        raise RegistryError(f"version {version.number} has no {name} in the artifact store; {_ADVICE}")
     return text
 
 
@@ -149,7 +150,3 @@ def _lines(origin: Origin, depth: int, printed: set[str]) -> Iterator[str]:
 
 def _is_code(path: str) -> bool:
     return path.endswith(_CODE[0]) or path.split("/")[0] in _CODE[1:]
-
-
-def _hash_of(entry: Mapping[str, Any]) -> str:
-    return str(entry.get(entry.get("hash", "md5"), ""))

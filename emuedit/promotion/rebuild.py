@@ -15,7 +15,7 @@ from pathlib import Path
 
 import yaml
 
-from emuedit import git
+from emuedit import dvc_lock, git
 from emuedit.data import dvc_state
 from emuedit.data.dependencies import PIPELINE_FILE, dependency_names
 from emuedit.editor.package_folder import PARENT_ENV
@@ -73,8 +73,8 @@ def rebuild(version: ModelVersion, repository: Path, folder: Path) -> list[Rebui
         _check_code(version, folder)
     _get_inputs(repository, folder)
     _run([*_DVC, "repro", "--force", "--no-run-cache", "--no-commit"], folder, environment)
-    stages = yaml.safe_load((folder / "dvc.lock").read_text(encoding="utf-8"))["stages"]
-    rebuilt = {out["path"]: out[out.get("hash", "md5")] for stage in stages.values() for out in stage.get("outs", ())}
+    stages = dvc_lock.read_stages(folder)
+    rebuilt = dvc_lock.output_hashes(stages)
     pipeline = yaml.safe_load((folder / PIPELINE_FILE).read_text(encoding="utf-8"))["stages"]
     varies = {
         out["path"]

@@ -8,8 +8,9 @@ import pytest
 import yaml
 
 from emuedit import cli
+from emuedit.dvc_lock import LockFileError
 from emuedit.promotion import lineage
-from emuedit.tracking import alias_moves, registry
+from emuedit.tracking import alias_moves, registry, runs
 from emuedit.tracking.registry import ModelVersion, RegistryError
 from flows import dvc_graph, release
 from flows.retrain_options import RetrainOptions
@@ -34,7 +35,7 @@ stages:
 
 @pytest.fixture
 def origins() -> list[lineage.Origin]:
-    return lineage.read_origins(yaml.safe_load(LOCK), ["models/editor", "models/router"])
+    return lineage.read_origins(yaml.safe_load(LOCK)["stages"], ["models/editor", "models/router"])
 
 
 VERSION = ModelVersion(4, "run4", {"git.commit": "abcd", "git.dirty": "false", "gate.state": "promoted"})
@@ -76,7 +77,13 @@ def test_json_holds_all_of_it(origins: list[lineage.Origin]) -> None:
 
 def test_a_path_that_no_stage_makes_is_an_error() -> None:
     with pytest.raises(RegistryError, match=r"want models/none among the outputs of dvc.lock, got data/captions, models/editor"):
-        lineage.read_origins(yaml.safe_load(LOCK), ["models/none"])
+        lineage.read_origins(yaml.safe_load(LOCK)["stages"], ["models/none"])
+
+
+def test_a_damaged_lock_file_of_a_version_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "read_text", lambda run_id, path: "stages: [1]\n")
+    with pytest.raises(LockFileError, match=r"got a damaged one: that of version 4; restore the store, or register it again"):
+        lineage.of_version(VERSION)
 
 
 @pytest.mark.slow

@@ -16,7 +16,9 @@ from uuid import uuid4
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from emuedit import dvc_lock
 from emuedit.data.name_list import first_names
+from emuedit.dvc_lock import LOCK_FILE
 from emuedit.operations.storage.bucket import Bucket
 from emuedit.operations.storage.dvc_remote import run_dvc, run_git
 from emuedit.operations.storage.remote_error import RemoteError
@@ -53,17 +55,16 @@ def read_latest(bucket: Bucket) -> DataManifest | None:
 def describe_commit(root: Path) -> dict[str, Any]:
     """The fields of a manifest that come from the clone at `root`.
 
-    Raises RemoteError if dvc.lock has uncommitted changes, or if the remote lacks some of its outputs. DVC looks only for the
-    listing of a folder; `data_objects.find_lost` looks for its files.
+    Raises RemoteError if dvc.lock has uncommitted changes, or if the remote lacks some of its outputs, and LockFileError. DVC
+    looks only for the listing of a folder; `data_objects.find_lost` looks for its files.
     """
-    if changed := run_git(["status", "--porcelain", "--", "dvc.lock", "*.dvc"], root).split():
+    if changed := run_git(["status", "--porcelain", "--", LOCK_FILE, "*.dvc"], root).split():
         raise RemoteError(f"want committed data, got changes in {changed[-1]}; run `git commit` first")
     status = json.loads(run_dvc(["data", "status", "--not-in-remote", "--json"], root))
     if missing := status.get("not_in_remote"):
         raise RemoteError(f"want all data in the remote, but {first_names(missing)} is missing; run `uv run dvc push` first")
     commit = run_git(["rev-parse", "HEAD"], root).strip()
-    lock = root / "dvc.lock"
-    data = data_hashes(yaml.safe_load(lock.read_text()) if lock.exists() else {})
+    data = data_hashes(dvc_lock.read_stages(root))
     for name in run_git(["ls-files", "-z", "--", "*.dvc"], root).split("\0"):
         if name:
             outputs = yaml.safe_load((root / name).read_text()).get("outs", [])
@@ -72,14 +73,15 @@ def describe_commit(root: Path) -> dict[str, Any]:
         raise RemoteError(
             f"want data to publish, got no dvc.lock and no .dvc file in {root}; `uv run retrain`, commit, push first"
         )
+    lock = root / LOCK_FILE
     digest = hashlib.sha256(lock.read_bytes()).hexdigest() if lock.exists() else ""
     publisher = run_git(["var", "GIT_COMMITTER_IDENT"], root).split(" <")[0]
     return {"commit": commit, "dvc_lock": digest, "data": data, "publisher": publisher}
 
 
-def data_hashes(lock: Mapping[str, Any]) -> dict[str, str]:
-    """Path -> md5 of every output in the content of a dvc.lock."""
-    outputs = [output for stage in lock.get("stages", {}).values() for output in stage.get("outs", [])]
+def data_hashes(stages: Mapping[str, Any]) -> dict[str, str]:
+    """Path -> md5 of every output of the stages in a dvc.lock."""
+    outputs = [output for stage in stages.values() for output in stage.get("outs", ())]
     return {output["path"]: output["md5"] for output in sorted(outputs, key=lambda output: output["path"]) if "md5" in output}
 
 

@@ -125,5 +125,5 @@ def test_another_file_in_the_place_of_the_pointer(moto_url: str, make_bucket: Ca
 
 def test_hashes_of_a_lock_file() -> None:
     outputs = [{"path": "b", "md5": "1" * 32 + ".dir"}, {"path": "a", "md5": "2" * 32}, {"path": "remote", "etag": "x"}]
-    lock = {"schema": "2.0", "stages": {"first": {"cmd": "x", "outs": outputs}, "second": {"cmd": "y"}}}
-    assert data_hashes(lock) == {"a": "2" * 32, "b": "1" * 32 + ".dir"}
+    stages = {"first": {"cmd": "x", "outs": outputs}, "second": {"cmd": "y"}}
+    assert data_hashes(stages) == {"a": "2" * 32, "b": "1" * 32 + ".dir"}

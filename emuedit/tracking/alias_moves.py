@@ -22,6 +22,7 @@ from emuedit.tracking import move_tickets
 from emuedit.tracking.mlflow_client import client
 from emuedit.tracking.move_tickets import ABANDONED, DONE, MOVING, REFUSED, WAITING, Kind, Move
 from emuedit.tracking.registry import MODEL_NAME, ModelVersion, RegistryError, get_version, has_version, version_at
+from emuedit.tracking.service_errors import ServiceError, describe, is_away
 
 CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous", "challenger"
 _REFRESH_S = 5.0
@@ -33,6 +34,14 @@ _REPORT_AFTER_S = 5.0
 _POLL_S = 0.2
 """Seconds between two polls, times the number of moves ahead, so that many waiting moves do not overload the registry."""
 _heartbeats = UnchangedTimer()
+_UNKNOWN = ""
+_OUTCOMES = {
+    DONE: "version {} became {} before that",
+    MOVING: "the move of version {} to {} has begun; `emuedit models` completes it",
+    ABANDONED: "version {} did not become {}",
+    _UNKNOWN: "it is unknown whether version {} became {}; `emuedit models` says so, and completes the move if it has begun",
+}
+"""State of a move after an error such as a time-out or a status 502 or 504, which do not tell -> what is known of it."""
 _given_up: set[str] = set()
 """Requests of this process that failed. Their tickets may still be open, if MLflow could not be reached to record it."""
 
@@ -48,7 +57,7 @@ def move_champion(
 
     expected: the champion at the decision (None: none). With `check`, another champion raises ChampionChangedError and nothing is
     moved; so does a ticket that another process closed because it counted as dead. Raises RegistryError for a version that does
-    not exist.
+    not exist, and ServiceError, which says what became of the move, if MLflow cannot be used any more.
     """
     return _move(version, reason, kind, expected, is_forced, check)
 
@@ -93,10 +102,12 @@ def _move(
             raise RegistryError(
                 f"want a version of {MODEL_NAME}, got {version}, which was deleted while its move waited; see `emuedit models`"
             )
-    except BaseException:
-        _release(request)
+        return move_tickets.read(ticket)
+    except BaseException as error:
+        outcome = _OUTCOMES[_release(request)].format(version, CHALLENGER if kind == CHALLENGER else CHAMPION)
+        if is_away(error):
+            raise ServiceError(f"{describe(error)}; {outcome}") from error
         raise
-    return move_tickets.read(ticket)
 
 
 def _complete_here(ticket: int, kind: str, version: int, before: int | None) -> str:
@@ -109,18 +120,12 @@ def _complete_here(ticket: int, kind: str, version: int, before: int | None) -> 
         return _complete(ticket, kind, version, before) if state == MOVING else state
 
 
-def _release(request: str) -> None:
-    """Give up a request that failed: others need not wait for the end of this process to complete or abandon its move.
-
-    If MLflow cannot be reached, only moves of this process know.
-    """
+def _release(request: str) -> str:
+    """`move_tickets.give_up`; if MLflow cannot be reached, `_UNKNOWN`, and only moves of this process know of it."""
     _given_up.add(request)
     with contextlib.suppress(Exception):  # the error itself is more important
-        for move in [move for move in move_tickets.read_all() if move.is_open and move.request == request]:
-            if move.state == WAITING:
-                move_tickets.close(move.number, ABANDONED)
-            else:
-                move_tickets.release(move.number)
+        return move_tickets.give_up(request)
+    return _UNKNOWN
 
 
 def history() -> list[Move]:

@@ -172,6 +172,21 @@ def release(ticket: int) -> None:
     _set_tags(ticket, {_PROCESS: _RELEASED})
 
 
+def give_up(request: str) -> str:
+    """Close or release the open tickets of a request, so that others need not wait for the end of this process.
+
+    Returns what became of its move: done, moving (the next process completes it) or abandoned (it did not begin).
+    """
+    states = {ABANDONED}
+    for move in [move for move in read_all() if move.request == request]:
+        if move.state == WAITING:
+            close(move.number, ABANDONED)
+        elif move.state == MOVING:
+            release(move.number)
+        states.add(move.state)
+    return next((state for state in (DONE, MOVING) if state in states), ABANDONED)
+
+
 def retry(call: Callable[[], T]) -> T:
     """Retry while the database is locked or another process writes the same rows, for at most two minutes."""
     from mlflow.exceptions import MlflowException

@@ -35,6 +35,7 @@ _REASONS = (
     (r"error code 404|ENDPOINT_NOT_FOUND", "it has no MLflow API (404); check the URL"),
     (r"not in a valid JSON|invalid literal for int|Expecting value", "the server there is not MLflow; check the URL"),
     (r"too many 429 error|error code 429|REQUEST_LIMIT", "it limits the rate of requests (429); try again later"),
+    (r"too many (502|504) error", "the proxy in front of it gets no answer from it (502, 504); it may be overloaded or down"),
     (r"too many (\d+) error", "it fails (500 or above); check its log"),
     (r"error code (\d+)", "it answers with an error; check its log"),
     (r"timed out|Timeout", "it does not answer in time; it may be overloaded"),

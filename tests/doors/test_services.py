@@ -108,7 +108,7 @@ MLFLOW: dict[str, tuple[tuple[int, bytes] | str, str]] = {
     "403": ((403, b"Permission denied"), r"lacks the permission \(403\)"),
     "403 as JSON": ((403, b'{"error_code": "PERMISSION_DENIED", "message": "no"}'), r"lacks the permission \(403\)"),
     "500": ((500, b"Internal Server Error"), r"fails \(500 or above\)"),
-    "502 of a proxy": ((502, b"<html>Bad Gateway</html>"), r"fails \(500 or above\)"),
+    "502 of a proxy": ((502, b"<html>Bad Gateway</html>"), r"the proxy in front of it gets no answer"),
     "503 while it starts": ((503, b""), r"fails \(500 or above\)"),
     "429": ((429, b"slow down"), r"limits the rate of requests \(429\); try again later"),
     "404 of another program": ((404, b"Not Found"), r"no MLflow API \(404\)"),

@@ -9,6 +9,7 @@ from mlflow.protos.databricks_pb2 import INTERNAL_ERROR
 from mlflow.store.model_registry import sqlalchemy_store
 
 from emuedit.tracking import alias_moves, move_tickets, registry
+from emuedit.tracking.service_errors import ServiceError
 from tests.promotion.stores import draw_ticket, number_at
 
 pytestmark = pytest.mark.usefixtures("versions")
@@ -26,6 +27,19 @@ def fails(times: int, call: Callable[..., object], alias: str = "") -> Callable[
             left[0] -= 1
             raise MlflowException("server closed the connection unexpectedly", INTERNAL_ERROR)
         return call(*arguments, **options)
+
+    return attempt
+
+
+def fails_after(times: int, call: Callable[..., None], text: str) -> Callable[..., None]:
+    """The call, which raises an error with this text after it was made so many times."""
+    left = [times]
+
+    def attempt(*arguments: object) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise MlflowException(text, INTERNAL_ERROR)
+        call(*arguments)
 
     return attempt
 
@@ -62,7 +76,8 @@ def test_a_write_that_keeps_failing_is_completed_by_the_next_move(is_marked: boo
         broken.setattr(alias_moves, "_set_alias", fails(2, alias_moves._set_alias, "champion"))
         if not is_marked:
             broken.setattr(move_tickets, "release", fails(1, move_tickets.release))
-        with pytest.raises(MlflowException, match="server closed the connection"):
+        outcome = r"the move of version 2 to champion has begun; `emuedit models` completes it"
+        with pytest.raises(ServiceError, match=outcome if is_marked else "it is unknown whether version 2 became champion"):
             alias_moves.move_champion(2, "better", expected=1)
     assert number_at("champion") == 1
     assert alias_moves.move_champion(3, "newer", expected=2).before == 2
@@ -75,7 +90,7 @@ def test_another_process_of_this_machine_completes_what_a_living_one_has_given_u
     alias_moves.move_champion(1, "first")
     with monkeypatch.context() as broken:
         broken.setattr(alias_moves, "_set_alias", fails(2, alias_moves._set_alias, "champion"))
-        with pytest.raises(MlflowException):
+        with pytest.raises(ServiceError):
             alias_moves.move_champion(2, "better", expected=1)
     monkeypatch.setattr(alias_moves, "_given_up", set())
     assert [move.champion for move in alias_moves.repair()] == [2]
@@ -95,7 +110,7 @@ def test_an_error_at_any_place_leaves_no_ticket_to_wait_for(place: str, monkeypa
         broken.setattr(move_tickets, names[place], fails(9, getattr(move_tickets, names[place])))
         broken.setattr(move_tickets, "release", fails(9, move_tickets.release))
         broken.setattr(move_tickets, "close", fails(9, move_tickets.close))
-        with pytest.raises(MlflowException):
+        with pytest.raises((ServiceError, MlflowException)):
             alias_moves.repair() if place == "repair" else alias_moves.move_champion(2, "better", expected=1)
     alias_moves.move_champion(3, "newer", check=False)
     assert number_at("champion") == 3
@@ -111,9 +126,40 @@ def test_a_lost_answer_to_the_request_for_a_ticket_leaves_none_to_wait_for(monke
 
     with monkeypatch.context() as broken:
         broken.setattr(move_tickets, "draw", draw_and_lose)
-        with pytest.raises(MlflowException):
+        with pytest.raises(ServiceError, match="it may be overloaded; version 2 did not become champion"):
             alias_moves.move_champion(2, "better")
     assert [move.state for move in alias_moves.history()] == ["abandoned"]
+
+
+GATEWAY = "API request failed: Max retries exceeded (Caused by ResponseError('too many {} error responses'))"
+
+
+def loses_answers(call: Callable[..., None], text: str, times: int) -> Callable[..., None]:
+    """The call, whose first answers are lost: it is made, and then raises an error with this text."""
+    left = [times]
+
+    def attempt(*arguments: object) -> None:
+        call(*arguments)
+        if left[0]:
+            left[0] -= 1
+            raise MlflowException(text, INTERNAL_ERROR)
+
+    return attempt
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", ["Read timed out", GATEWAY.format(502), GATEWAY.format(504)])
+def test_a_move_whose_answer_was_lost_is_looked_up(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    alias_moves.move_champion(1, "first")
+    with monkeypatch.context() as gateway:
+        gateway.setattr(move_tickets, "close", loses_answers(move_tickets.close, text, 1))
+        assert alias_moves.move_champion(2, "better", expected=1).state == "done"
+    with monkeypatch.context() as gateway:
+        gateway.setattr(move_tickets, "close", loses_answers(move_tickets.close, text, 1))
+        gateway.setattr(move_tickets, "renew", fails_after(2, move_tickets.renew, text))
+        with pytest.raises(ServiceError, match=r"(in time|no answer).*; version 3 became champion before that"):
+            alias_moves.move_champion(3, "newer", expected=2)
+    assert (number_at("champion"), number_at("previous")) == (3, 2)
 
 
 def test_a_registry_that_cannot_be_reached_is_not_a_missing_version(monkeypatch: pytest.MonkeyPatch) -> None:

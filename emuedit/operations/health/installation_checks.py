@@ -10,13 +10,13 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from emuedit import git
+from emuedit import git, http_requests
 from emuedit.data.writable_folder import why_not_writable
 from emuedit.operations.health.health_finding import Finding
+from emuedit.operations.servers.local_ports import SERVER_HOSTS
 
 _PROJECT = "emuedit"
 _TOOL_S = 10.0
-_LOCAL_NAMES = ("localhost", "127.0.0.1")
 REASONS = {
     "fastapi": "Prefect 3.8 cannot start a flow (0.155 and newer) or list runs (0.151 and newer)",
     "sqlalchemy": "Prefect's scheduler never creates a run under 2.1",
@@ -98,10 +98,11 @@ def check_proxies() -> Iterator[Finding]:
     names = (name for scheme in ("http", "https", "all") for name in (f"{scheme}_proxy".upper(), f"{scheme}_proxy"))
     proxies = [name for name in names if os.environ.get(name)]
     bypassed = {word.strip() for name in ("NO_PROXY", "no_proxy") for word in os.environ.get(name, "").split(",")}
-    missing = [name for name in _LOCAL_NAMES if name not in bypassed and "*" not in bypassed]
+    missing = [name for name in SERVER_HOSTS if name not in bypassed and "*" not in bypassed]
     if proxies and missing:
         detail = f"{', '.join(proxies)} set, and NO_PROXY lacks {', '.join(missing)}"
-        yield Finding("proxy", "fail", detail, f"export NO_PROXY={','.join(_LOCAL_NAMES)} no_proxy={','.join(_LOCAL_NAMES)}")
+        variables = http_requests.no_proxy_variables()
+        yield Finding("proxy", "fail", detail, " ".join(["export", *(f"{name}={value}" for name, value in variables.items())]))
     else:
         yield Finding("proxy", "pass", "local servers are reached directly")
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from emuedit.data.atomic_file import replacing
 
 HOST = "127.0.0.1"
+SERVER_HOSTS = ("localhost", HOST)
+"""Names by which clients here reach the servers."""
 _MAX_TRIES = 200
 _FILE = "ports.json"
 

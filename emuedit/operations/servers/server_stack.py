@@ -13,7 +13,7 @@ from emuedit.http_requests import no_proxy_variables
 from emuedit.operations.servers import artifact_destination, ceph_store, postgres_server, worker_variables
 from emuedit.operations.servers.background_process import BackgroundCommand
 from emuedit.operations.servers.http_probe import ask
-from emuedit.operations.servers.local_ports import HOST
+from emuedit.operations.servers.local_ports import HOST, SERVER_HOSTS
 
 NAMES = ("postgres", ceph_store.NAME, "mlflow", "prefect", "worker")
 """All services, in the order of their start; they are stopped in the opposite order."""
@@ -142,7 +142,7 @@ def _store(store: ceph_store.CephStore) -> Service:
 def _mlflow(layout: StackLayout) -> Service:
     port, url = layout.ports["mlflow"], layout.url("mlflow")
     arguments = [sys.executable, "-W", "ignore", "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
-    hosts = ",".join(f"{name}:{port}" for name in ("localhost", HOST))
+    hosts = ",".join(f"{name}:{port}" for name in SERVER_HOSTS)
     destination = artifact_destination.read_destination(layout.folder)
     environment = {
         **child_environment(layout),

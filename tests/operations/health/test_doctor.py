@@ -64,10 +64,11 @@ def test_versions_that_do_not_work_together_fail_with_the_reason(monkeypatch: py
 @pytest.mark.parametrize("variable", ["HTTP_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"])
 def test_a_proxy_before_local_servers_fails(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(variable, "http://proxy.example.org:3128")
+    monkeypatch.setenv("NO_PROXY", ".corp")
     (finding,) = installation_checks.check_proxies()
     assert finding.status == "fail"
     assert variable in finding.detail
-    assert "NO_PROXY=localhost,127.0.0.1" in finding.fix
+    assert finding.fix == "export NO_PROXY=.corp,localhost,127.0.0.1,::1 no_proxy=.corp,localhost,127.0.0.1,::1"
     monkeypatch.setenv("NO_PROXY", "localhost, 127.0.0.1")
     assert next(installation_checks.check_proxies()).status == "pass"
 

@@ -95,10 +95,9 @@ def read_shard(path: str | Path, kind: type[R], verify: bool = False) -> list[R]
     return records
 
 
-def read_column(path: Path, kind: type[Record], name: str) -> list[Any]:
-    """One column of a shard, without reading the others. Raises ShardError if the file is missing or damaged."""
-    values: list[Any] = _read_table(path, kind, [name])[name].to_pylist()
-    return values
+def read_fields(path: Path, kind: type[Record], *names: str) -> pa.Table:
+    """These columns of a shard, without reading the others. Raises ShardError if the file is missing or damaged."""
+    return _read_table(path, kind, list(names))
 
 
 def _read_table(path: Path, kind: type[Record], columns: list[str] | None = None) -> pa.Table:

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import pyarrow.parquet as pq
 from pydantic import Field, ValidationInfo, field_validator
 
 from emuedit import config
 from emuedit.data.dependencies import files_below, work_key
 from emuedit.data.publish import Summary, publish, read_folder, scratch_folder, shard_path, write_with_drops
-from emuedit.data.records import Instruction, Pair
+from emuedit.data.records import Drop, Instruction, Pair
+from emuedit.data.shards import read_fields
 from emuedit.processes import prepare_workers
 from emuedit.progress import Progress
 from emuedit.runtime import Device, Dtype, Runtime
@@ -208,11 +208,11 @@ def _count(scratch: Path) -> Counter[str]:
     """Pairs, pairs of each task, drops, and drops for each reason, of all shards."""
     counts: Counter[str] = Counter()
     for path in sorted(scratch.glob("shard-*.parquet")):
-        tasks = pq.read_table(path, columns=["task"])["task"].to_pylist()
+        tasks = read_fields(path, Pair, "task")["task"].to_pylist()
         counts["pairs"] += len(tasks)
         counts.update(f"pairs_{task}" for task in tasks)
     for path in sorted(scratch.glob("dropped-*.parquet")):
-        reasons = pq.read_table(path, columns=["reason"])["reason"].to_pylist()
+        reasons = read_fields(path, Drop, "reason")["reason"].to_pylist()
         counts["dropped"] += len(reasons)
         counts.update(f"dropped_{reason}" for reason in reasons)
     return counts

@@ -38,7 +38,7 @@ from emuedit.data.publish import (
     write_with_drops,
 )
 from emuedit.data.records import Drop, Pair
-from emuedit.data.shards import read_column, read_shard
+from emuedit.data.shards import read_fields, read_shard
 from emuedit.data.text_tables import BadRow
 from emuedit.data.threads import map_in_threads
 from emuedit.data.writable_folder import check_writable
@@ -120,7 +120,7 @@ def _import(options: ImportOptions, rows: "_Rows", counts: Counter[str], out: Pa
                 names = [pair.task for pair in pairs.values()]
             else:  # of an earlier run; its images are not read
                 seen.update(map(bytes.fromhex, _keys_path(path).read_text(encoding="utf-8").splitlines()))
-                names, drops = read_column(path, Pair, "task"), read_shard(drops_path(path), Drop)
+                names, drops = read_fields(path, Pair, "task")["task"].to_pylist(), read_shard(drops_path(path), Drop)
                 progress.advance(batch.n_rows)
             counts["pairs"] += len(names)
             counts.update(f"pairs_{name}" for name in names)

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from emuedit.data.publish import read_summary
+from emuedit.data.records import Pair, Verdict
+from emuedit.data.shards import read_fields
 from emuedit.progress import Progress
 
 SHARDS = "shard-*.parquet"
@@ -39,19 +39,19 @@ class PairShard:
 
     def pair_ids(self) -> list[str]:
         """Ids of its pairs, in order; reads only this column."""
-        ids: list[str] = _read_only(self.path, "id")["id"].to_pylist()
+        ids: list[str] = read_fields(self.path, Pair, "id")["id"].to_pylist()
         return ids
 
     def instructions(self, pairs: PairTasks) -> list[str]:
         """The instructions of these of its pairs, in order; reads only the columns id and instruction."""
-        columns = _read_only(self.path, "id", "instruction")
+        columns = read_fields(self.path, Pair, "id", "instruction")
         is_wanted = np.isin(_as_numbers(columns["id"].to_pylist()), pairs.ids)
         texts: list[str] = columns["instruction"].filter(is_wanted).to_pylist()
         return texts
 
     def image_groups(self) -> dict[str, str]:
         """Id of each pair, in order -> its `image_group`; reads only the columns that determine it."""
-        columns = _read_only(self.path, "id", "parent_ids", "recipe").to_pydict()
+        columns = read_fields(self.path, Pair, "id", "parent_ids", "recipe").to_pydict()
         recipes = map(json.loads, columns["recipe"])
         groups = [image_group(parent_ids, recipe) for parent_ids, recipe in zip(columns["parent_ids"], recipes, strict=True)]
         return dict(zip(columns["id"], groups, strict=True))
@@ -79,7 +79,7 @@ class KeptPairs(PairTasks):
         numbers: dict[str, int] = {}
         ids, tasks = [np.zeros(0, np.uint64)], [np.zeros(0, np.int16)]
         for shard in pair_shards([dataset]):
-            columns: dict[str, list[Any]] = _read_only(shard.path, "pair_id", "kept", "task").to_pydict()
+            columns: dict[str, list[Any]] = read_fields(shard.path, Verdict, "pair_id", "kept", "task").to_pydict()
             kept = [(i, t) for i, k, t in zip(columns["pair_id"], columns["kept"], columns["task"], strict=True) if k]
             ids.append(_as_numbers([pair_id for pair_id, _ in kept]))
             tasks.append(np.array([numbers.setdefault(task, len(numbers)) for _, task in kept], np.int16))
@@ -155,11 +155,6 @@ class TrainingPairs:
     def tasks_of(self, shard: PairShard) -> dict[str, str]:
         """Id -> task of these pairs."""
         return self._tasks[shard].tasks()
-
-
-def _read_only(path: Path, *names: str) -> pa.Table:
-    """Read these columns of a shard, and no others."""
-    return pq.ParquetFile(path, page_checksum_verification=True).read(columns=list(names))
 
 
 def _as_numbers(pair_ids: Sequence[str]) -> NDArray[np.uint64]:

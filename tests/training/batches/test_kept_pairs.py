@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from emuedit.data.shards import ShardError
 from emuedit.models.text_to_image import TextToImageModel
 from emuedit.training import training_checks
 from emuedit.training.batches import latent_files, replay
@@ -43,6 +44,15 @@ def test_the_verdicts_of_kept_pairs(tmp_path: Path) -> None:
     kept = KeptPairs.read(dataset).tasks_of([*ids, "0" * 16, "f" * 16])
     assert list(kept.items()) == [(pairs[n].id, TASKS[n]) for n in reversed(range(6)) if KEPT[n]]
     assert KeptPairs.read(write_pairs(tmp_path / "none", [])[1]).tasks_of(ids) == {}
+
+
+@pytest.mark.parametrize("stage", ["pairs", "dataset"])
+def test_a_truncated_shard_is_named(tmp_path: Path, stage: str) -> None:
+    folders, dataset = write_pairs(tmp_path, [make_pair(n) for n in range(4)])
+    shard = tmp_path / "data" / stage / "shard-00000.parquet"
+    shard.write_bytes(shard.read_bytes()[:-9])
+    with pytest.raises(ShardError, match=rf"{shard} is damaged or truncated .*; delete it and run its stage again"):
+        TrainingPairs(folders, dataset)
 
 
 @pytest.mark.slow

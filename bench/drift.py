@@ -104,7 +104,7 @@ def recolour(n: int) -> TurnScript:
     pictures = render.images(source), render.images(target)
     others, spoiled = [], []
     for scenes, exact in zip((source, target), pictures, strict=True):
-        spoiled.append(np.stack(list(render_wrong(scenes, exact, lambda _, wrong: render.images(wrong))), 1))
+        spoiled.append(np.stack(list(render_wrong(scenes, exact)), 1))
         excluded = np.stack([source.colour[at], target.colour[at]], 1)
         free = np.array([[c for c in range(len(COLOURS)) if c not in row][:4] for row in excluded])  # [N, 4]
         others.append(np.stack([render.images(scenes.replace_fields(*at, colour=free[:, k])) for k in range(4)], 1))

@@ -13,6 +13,7 @@ from toyworld.edits.exact_edits import Edits, build_edits
 from toyworld.edits.exact_judge import EXACT, edit_region
 from toyworld.edits.exact_targets import FILTERS, apply_colour_filter, pose
 from toyworld.edits.scene_changes import CHANGES, background
+from toyworld.edits.wrong_scenes import render_wrong
 from toyworld.scenes.palette import COLOURS, PERSON, POSES, SHAPES, SIZE
 from toyworld.scenes.render import images
 from toyworld.scenes.scene import EMPTY, Scenes, pick, scene_numbers
@@ -20,6 +21,12 @@ from toyworld.scenes.scene import EMPTY, Scenes, pick, scene_numbers
 LABELS = Path(__file__).parent / "judge_labels"
 MIN_AGREEMENT = {"sketch": 0.7, "texture": 0.75, "background": 0.8}
 """Smallest share of the clear labels with which the judge agrees; 0.9 for other tasks. (docs/toyworld.md has the figures.)"""
+
+
+def test_spoiled_results_are_the_images_of_wrong_scenes() -> None:
+    edits, change = build_edits("remove", "held_out", 0, 2), CHANGES["remove"](scene_numbers("held_out", 0, 2))
+    assert np.array_equal(np.stack(list(render_wrong(change.target, edits.exact)), 1), edits.spoiled)
+    assert (edits.spoiled != edits.exact[:, None]).any((2, 3, 4)).mean() > 0.3, "an absent object cannot be changed"
 
 
 def labelled(editor: str) -> dict[str, dict[int, str]]:

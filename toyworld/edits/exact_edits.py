@@ -110,9 +110,7 @@ def _scene_edits(task: str, numbers: np.ndarray) -> Edits:
         exact=exact,
         source=change.source,
         render_alternatives=lambda: [render.images(other) for other in change.alternatives],
-        render_spoiled=lambda: render_wrong(
-            change.target, exact, lambda _, scenes: render.images(scenes), change.slots if task == "add" else None
-        ),
+        render_spoiled=lambda: render_wrong(change.target, exact, free_slots=change.slots if task == "add" else None),
     )
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from toyworld.scenes import render
 from toyworld.scenes.palette import (
     BACKGROUNDS,
     BIG_RADIUS,
@@ -82,13 +83,20 @@ def _without_objects(source: Scenes) -> Scenes:
     return source.replace_fields(rows, slots, kind=EMPTY)
 
 
+def _draw_images(_rows: np.ndarray, scenes: Scenes) -> np.ndarray:
+    return render.images(scenes)
+
+
 def render_wrong(
     target: Scenes,
     exact: np.ndarray,
-    draw: Callable[[np.ndarray, Scenes], np.ndarray],
+    draw: Callable[[np.ndarray, Scenes], np.ndarray] = _draw_images,
     free_slots: np.ndarray | None = None,
 ) -> Iterator[np.ndarray]:
-    """The results of `wrong_scenes`, uint8 [N, 64, 64, 3] each: `draw` gets the rows that differ, and their scenes."""
+    """The results of `wrong_scenes`, uint8 [N, 64, 64, 3] each: `draw` gets the rows that differ, and their scenes.
+
+    Without `draw` they are images of the scenes.
+    """
     for rows, scenes in wrong_scenes(target, free_slots):
         wrong = exact.copy()
         wrong[rows] = draw(rows, scenes)

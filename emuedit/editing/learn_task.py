@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from emuedit.editor import task_pack
 from emuedit.editor.package_layout import advise_on_taken_name
 from emuedit.editor.task_pack import TaskPack
 from emuedit.runtime import rng
-from emuedit.training.inversion_examples import encode_split
+from emuedit.training.inversion_examples import encode_split, rows_by_image
 from emuedit.training.learned_threshold import choose_change_threshold
 from emuedit.training.task_inversion import InversionSettings, invert, training_loss
 
@@ -45,10 +44,7 @@ class Split:
 
         The fifth is random, the same for each number of images; images with the fewest examples come first.
         """
-        rows_of: dict[bytes, list[int]] = {}
-        for row, image in enumerate(before):
-            rows_of.setdefault(hashlib.blake2b(image.tobytes()).digest(), []).append(row)
-        groups = list(rows_of.values())
+        groups = rows_by_image(before)
         shuffled = sorted((groups[i] for i in rng("learn", "split", len(groups)).permutation(len(groups))), key=len)
         held_out = sorted(row for group in shuffled[: len(groups) // HELD_OUT_EVERY] for row in group)
         rows = range(len(before))

@@ -19,8 +19,7 @@ from emuedit.metrics.benchmark import Benchmark
 from emuedit.runtime import Device, Runtime
 from emuedit.stages import batch_divisor, stage_main
 from emuedit.tracking import Tracker
-from emuedit.training.batches.batch import Batch
-from emuedit.training.inversion_examples import encode_split
+from emuedit.training.inversion_examples import encode_split, rows_by_image
 from emuedit.training.learned_threshold import choose_change_threshold
 from emuedit.training.task_inversion import InversionSettings, LearnedTask, invert, training_loss
 
@@ -29,7 +28,7 @@ HEADLINE = "tasks learned: {tasks}, from {examples} examples in {steps} steps"
 
 
 class InversionError(ValueError):
-    """Raised for a task without reference results in the benchmark."""
+    """Raised for a task without reference results in the benchmark, or without images that can be held out."""
 
 
 class InversionParams(InversionSettings):
@@ -65,30 +64,46 @@ def run(params: InversionParams, root: Path) -> Summary:
     if n_passes > 1:
         print(f"inversion: ran out of memory; retrying with {n_passes} passes per step", flush=True)
         sampler.max_pixels_per_batch //= n_passes
-    examples, held_out = encode_benchmark(sampler, edits, params, n_passes)
+    results, split = _results(edits), hold_out_images(edits, params.n_held_out)
+    examples, held_out = encode_split(sampler, edits.before, results, edits.instructions, split, params.flip, n_passes)
     scratch = scratch_folder(root, "inversion", work_key("inversion", recorded, root))
     with Tracker(scratch, "inversion", params.model_dump(mode="json")) as tracker:
         learned = invert(sampler, examples, held_out, params, tracker, n_passes)
-    change_threshold = _choose_threshold(sampler, learned, edits, params)
-    instructions = edits.instructions[: params.n_examples]
-    pack = learned.pack(sampler.fingerprint, params, instructions, {"params": recorded}, change_threshold)
+    change_threshold = _choose_threshold(sampler, learned, edits, split[1], params)
+    used = params.model_copy(update={"n_examples": len(split[0]), "n_held_out": len(split[1])})
+    instructions = [edits.instructions[row] for row in split[0]]
+    pack = learned.pack(sampler.fingerprint, used, instructions, {"params": recorded}, change_threshold)
     task_pack.save(pack, scratch / f"{params.task}.safetensors")
-    counts = {"tasks": 1, "examples": params.n_examples, "steps": learned.steps}
+    counts = {"tasks": 1, "examples": used.n_examples, "steps": learned.steps}
     recorded = recorded | {"editor": sampler.fingerprint, "record": pack.record}  # not |=, since the record contains the params
     publish_logs(scratch, root, "inversion")
     return publish(scratch, root / OUT, "inversion", recorded, counts)
 
 
-def encode_benchmark(
-    sampler: EditSampler, edits: Benchmark, settings: InversionSettings, n_passes: int = 1
-) -> tuple[Batch, Batch]:
-    """The first `n_examples` edits with reference results, to learn from, and the others, held out; on the editor's device.
+def hold_out_images(edits: Benchmark, n_held_out: int) -> tuple[list[int], list[int]]:
+    """Rows to learn from and at most `n_held_out` rows to hold out; no image before an edit is in both.
 
-    n_passes: divisor of the encoding batch size. Raises InversionError without reference results.
+    The last images whose edits fit are held out; of different images these are the last edits. Prints a line if fewer edits are
+    held out. Raises InversionError if each image has more edits.
     """
+    groups, chosen = rows_by_image(edits.before), set[int]()
+    for group in reversed(groups):
+        if len(chosen) + len(group) <= n_held_out:
+            chosen.update(group)
     rows = range(len(edits.instructions))
-    split = (rows[: settings.n_examples], rows[settings.n_examples :])
-    return encode_split(sampler, edits.before, _results(edits), edits.instructions, split, settings.flip, n_passes)
+    if not chosen:
+        raise InversionError(
+            f"want edits of {edits.task!r} to hold out, at most {n_held_out} with all edits of their images, got {len(rows)} "
+            f"edits of {len(groups)} images with {min(map(len, groups))} or more each; raise inversion.n_held_out, or add other "
+            "images"
+        )
+    learned = [row for row in rows if row not in chosen]
+    if len(chosen) < n_held_out:
+        print(
+            f"inversion: edits held out: {len(chosen)}, to learn from: {len(learned)}, as edits of one image stay together",
+            flush=True,
+        )
+    return learned, sorted(chosen)
 
 
 def _results(edits: Benchmark) -> Pixels:
@@ -99,16 +114,17 @@ def _results(edits: Benchmark) -> Pixels:
     return edits.exact
 
 
-def _choose_threshold(sampler: EditSampler, learned: LearnedTask, edits: Benchmark, params: InversionParams) -> float | None:
+def _choose_threshold(
+    sampler: EditSampler, learned: LearnedTask, edits: Benchmark, held_out: list[int], params: InversionParams
+) -> float | None:
     """The change threshold that is best for the held-out examples."""
-    held_out = slice(params.n_examples, None)
     return choose_change_threshold(
         sampler,
         params.task,
         learned,
         before=edits.before[held_out],
         after=_results(edits)[held_out],
-        instructions=edits.instructions[held_out],
+        instructions=[edits.instructions[row] for row in held_out],
         settings=params.settings,
     )
 

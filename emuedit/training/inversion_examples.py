@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 
@@ -17,6 +18,14 @@ from emuedit.training.batches.mirroring import has_no_side
 
 PIXELS_PER_PASS = 8 * 512**2
 """Pixels per VAE batch and per pass: eight examples of 512 px. Ours."""
+
+
+def rows_by_image(before: Pixels) -> list[list[int]]:
+    """The rows of each image before an edit, uint8 [N, H, W, 3], in the order of their first; equal images count once."""
+    rows_of: dict[bytes, list[int]] = {}
+    for row, image in enumerate(before):
+        rows_of.setdefault(hashlib.blake2b(image.tobytes()).digest(), []).append(row)
+    return list(rows_of.values())
 
 
 def encode_split(

@@ -65,9 +65,10 @@ class InversionSettings(InversionLoss):
     task: Annotated[str, AfterValidator(task_pack.check_name)]
     """The task to learn: in the benchmark, and not a task of the editor; lower-case letters, digits and _, at most 64."""
     n_examples: int = Field(ge=1)
-    """Number of training examples (Emu Edit: 1 to 100)."""
+    """Number of training examples (Emu Edit: 1 to 100); the stage may move some of `n_held_out` to them."""
     n_held_out: int = Field(ge=1)
-    """Number of further edits of the same split; their loss selects the start and stops early."""
+    """Number of further edits of the same split; their loss selects the start and stops early. Edits of one image are held out
+    together or not at all."""
     steps: int = Field(ge=0)
     """Maximum number of optimizer steps."""
     lr: float = Field(gt=0)

@@ -1,10 +1,12 @@
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -170,11 +172,62 @@ def test_an_editor_that_is_not_published_completely_is_refused(tmp_path: Path) -
         inversion.run(make_params(), tmp_path)
 
 
-def test_a_benchmark_without_right_results_is_an_error(editor: EditSampler) -> None:
-    params = make_params()
-    edits = replace(benchmark.load(params.world.benchmark)("superres", "train", 0, 2), exact=None)  # type: ignore[type-var]
+def test_a_benchmark_without_right_results_is_an_error(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    edits = replace(benchmark.load(make_params().world.benchmark)("superres", "train", 0, 2), exact=None)  # type: ignore[type-var]
+    monkeypatch.setattr(benchmark, "load", lambda *_: lambda *_: edits)
     with pytest.raises(InversionError, match="want edits of 'superres' with reference results"):
-        inversion.encode_benchmark(editor, edits, params)
+        inversion.run(make_params(), published)
+
+
+def edits_of_images(numbers: Sequence[int]) -> Any:
+    """Edits of the images with these numbers, of one colour each."""
+    before = np.asarray(numbers, np.uint8)[:, None, None, None].repeat(64, 1).repeat(64, 2).repeat(3, 3)
+    instructions = [f"draw outline {n}" for n in range(len(numbers))]
+    return SimpleNamespace(task="contour", instructions=instructions, before=before, exact=255 - before)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "held_out"),
+    [
+        (range(6), [4, 5]),
+        ([0, 1, 2, 0, 1, 2], [2, 5]),  # an image of three, in rows that are apart
+        ([0, 0, 1, 1, 1, 2], [5]),  # image 1 is in both parts of a split by rows, and too large for what is left
+        ([0, 1, 1, 1, 2, 3], [4, 5]),
+        ([0, 1, 1, 1, 1, 2], [0, 5]),
+    ],
+)
+def test_no_image_is_both_learned_from_and_held_out(
+    numbers: Sequence[int], held_out: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    learned, chosen = inversion.hold_out_images(edits_of_images(numbers), 2)
+    assert chosen == held_out
+    assert learned == [row for row in range(6) if row not in held_out]
+    message = "inversion: edits held out: 1, to learn from: 5, as edits of one image stay together\n"
+    assert capsys.readouterr().out == (message if len(held_out) < 2 else "")
+
+
+@pytest.mark.parametrize("numbers", [[0] * 6, [0, 0, 0, 1, 1, 1]])
+def test_images_with_too_many_edits_to_hold_out_are_an_error(numbers: list[int]) -> None:
+    n_images, n_edits = len(set(numbers)), 6 // len(set(numbers))
+    got = f"got 6 edits of {n_images} images with {n_edits} or more each; raise inversion.n_held_out, or add other images"
+    with pytest.raises(InversionError, match=f"want edits of 'contour' to hold out, at most 2 with all .*, {got}"):
+        inversion.hold_out_images(edits_of_images(numbers), 2)
+
+
+@pytest.mark.slow
+def test_a_task_is_learned_and_its_threshold_chosen_on_different_images(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    edits, rows = edits_of_images([0, 1, 2, 0, 1, 1]), [2]
+    monkeypatch.setattr(benchmark, "load", lambda *_: lambda *_: edits)
+    used: dict[str, Any] = {}
+    monkeypatch.setattr(inversion, "invert", lambda *arguments: (used.update(batches=arguments[1:3]), invert(*arguments))[1])
+    monkeypatch.setattr(inversion, "choose_change_threshold", lambda *_, **named: used.update(named))
+    summary = inversion.run(make_params(steps=0, n_examples=4, n_held_out=2, flip=False), published)
+    learned, held_out = (batch.instructions for batch in used["batches"])
+    assert (learned, held_out) == (tuple(edits.instructions[row] for row in (0, 1, 3, 4, 5)), (edits.instructions[2],))
+    assert used["instructions"] == [edits.instructions[row] for row in rows]
+    assert np.array_equal(used["before"], edits.before[rows])
+    assert np.array_equal(used["after"], edits.exact[rows])
+    assert summary.counts["examples"] == 5
 
 
 def test_the_examples_judge_has_the_device_of_the_params(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:

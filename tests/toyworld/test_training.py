@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from toyworld.training import (
     detection_phrases,
     train_clip,
     train_detector,
+    train_dino,
 )
 from toyworld.training import tokenizer as tokens
 from toyworld.training.detection_phrases import Phrase
@@ -59,6 +61,31 @@ def test_a_resumed_training_equals_an_uninterrupted_one_bit_for_bit(tmp_path: Pa
         train_small_detector(tmp_path / "killed", killed_at=2)
     resumed = train_small_detector(tmp_path / "killed")
     assert all(torch.equal(value, resumed[name]) for name, value in uninterrupted.items())
+
+
+@pytest.mark.slow
+def test_the_teacher_of_dino_is_resumed_with_its_student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = replace(train_dino.RECIPE, steps=4, batch=3)
+    monkeypatch.setattr(train_dino, "train", partial(train, save_every_s=-1))
+
+    def trained(name: str) -> bytes:
+        return (train_dino.run(tmp_path / name, recipe, n_images=N_SCENES) / "model.safetensors").read_bytes()
+
+    uninterrupted = trained("uninterrupted")
+    losses = iter([train_dino.loss, train_dino.loss])  # of the steps before the kill
+
+    def loss_until_killed(*arguments: Any) -> Tensor:
+        try:
+            return next(losses)(*arguments)
+        except StopIteration:
+            raise KilledError from None
+
+    with monkeypatch.context() as until_killed:
+        until_killed.setattr(train_dino, "loss", loss_until_killed)
+        with pytest.raises(KilledError):
+            trained("killed")
+    assert trained("killed") == uninterrupted
+    assert trained("killed") == uninterrupted, "also if it is repeated after its last step"
 
 
 def test_the_render_cache_is_renewed_when_the_renderer_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,6 +76,7 @@ def train(
         max_grad_norm=recipe.max_grad_norm,
         betas=(0.9, 0.99),
         ema=EmaSettings(recipe.ema_decay),
+        save_frozen=True,  # DINO's teacher is frozen, but changes
     )
     optimization.resume(scratch / STATE_FILE)
     model.train()

@@ -50,8 +50,10 @@ class Optimization:
         lr_mult: Callable[[str], float] = lambda name: 1.0,  # noqa: ARG005
         optimizer: OptimizerName = "adamw",
         accelerator: Accelerator | None = None,
+        save_frozen: bool = False,
     ) -> None:
-        """`lr_mult`: parameter name -> factor of the learning rate. `ema` None: no average.
+        """`lr_mult`: parameter name -> factor of the learning rate. `ema` None: no average. `save_frozen`: the state also has the
+        frozen parameters, for a module that changes them itself.
 
         Raises OptimizationError if accelerate's wrappers rename trained weights, as those of FSDP1 do."""
         self.module, self.schedule, self.max_grad_norm, self.accelerator = module, schedule, max_grad_norm, accelerator
@@ -74,6 +76,7 @@ class Optimization:
         self.ema = None if ema is None else Ema(self.parameters, ema)
         self.step = 0
         """The next step, counted from 0."""
+        self._save_frozen = save_frozen
         self._settings = {name: [multipliers[name], *betas, weight_decay, optimizer] for name in trained}
 
     @property
@@ -192,9 +195,12 @@ class Optimization:
             )
 
     def _weights(self) -> dict[str, Tensor]:
-        """Trained parameters and buffers, without frozen parameters of the base model."""
+        """Trained parameters and buffers; frozen parameters, such as those of the base model, only with `save_frozen`."""
+        state = self.module.state_dict(keep_vars=True)
+        if self._save_frozen:
+            return state
         frozen = {name for name, _ in self.module.named_parameters(remove_duplicate=False)} - self.parameters.keys()
-        return {name: value for name, value in self.module.state_dict(keep_vars=True).items() if name not in frozen}
+        return {name: value for name, value in state.items() if name not in frozen}
 
     def _optimizer_state(self, keep: bool) -> dict[str, dict[str, Any]]:
         """Parameter name -> its state, to write to a file (`gather`)."""

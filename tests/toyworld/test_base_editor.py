@@ -44,6 +44,19 @@ def test_the_workspace_has_all_tasks_and_leaves_words_out(tmp_path: Path, monkey
         base_editor.prepare(tmp_path)
 
 
+def test_a_workspace_moves_between_machines_with_and_without_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "params.yaml"
+    for has_gpu in (False, True):
+        monkeypatch.setattr("torch.cuda.is_available", lambda has_gpu=has_gpu: has_gpu)
+        base_editor.prepare(tmp_path)
+        assert config.load(TrainParams, "train", file).cuda_graph is has_gpu
+    params = yaml.safe_load(file.read_text())
+    params["train"]["lr"] = 0.5
+    file.write_text(yaml.safe_dump(params))
+    with pytest.raises(SystemExit, match="want a folder with the params of this training"):
+        base_editor.prepare(tmp_path)
+
+
 def test_a_continuation_starts_from_the_published_editor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base_editor.prepare(tmp_path, continued=True)
     with pytest.raises(SystemExit, match="want a folder with the params of this training"):

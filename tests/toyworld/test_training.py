@@ -202,8 +202,17 @@ def test_the_continue_flag_starts_from_the_published_base_model(monkeypatch: pyt
     monkeypatch.setattr(command, "publish", lambda folder, out: 0)
     arguments = ["base_model", "--continue", "--out", str(tmp_path / "out"), "--scratch", str(tmp_path / "scratch")]
     monkeypatch.setattr("sys.argv", ["toyworld.training", *arguments])
-    command.main()
-    assert calls == [(tmp_path / "scratch" / "base_model", tmp_path / "out" / "base_model")]
+    weights = tmp_path / "out" / "base_model" / "weights"
+    weights.parent.mkdir(parents=True)
+    for text in ("published", "published", "continued"):
+        weights.write_text(text)
+        command.main()
+    assert [published for _, published in calls] == [weights.parent] * 3
+    first, repeated, second = (scratch for scratch, _ in calls)
+    assert first == repeated, "an interrupted one is resumed"
+    assert second != first, "the next one trains the continued model"
+    assert tmp_path / "scratch" / "base_model" not in {first, second}, "this folder has the state of another recipe"
+    assert {scratch.parent for scratch in (first, second)} == {tmp_path / "scratch"}, "they share the render cache"
 
 
 def test_all_models_have_the_same_tokenizer(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """`python -m toyworld.training [names...]`: trains the toy models and publishes their weights.
 
-The same command resumes an interrupted training. Training state and finished float32 models are kept below `--scratch`.
+The same command resumes an interrupted training. Training state and finished float32 models are kept below `--scratch`; that of
+`--continue` is in a folder whose name has a hash of the model that it starts from, so that it can be repeated.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import torch
 from diffusers import AutoencoderTiny, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
+from emuedit.data.dependencies import content_key
 from toyworld.training import (
     train_base_model,
     train_clip,
@@ -107,7 +109,7 @@ def main() -> None:
     for name in [name for name in TRAININGS if name in args.names or not args.names]:
         scratch, out = args.scratch / name, args.out / name
         if args.continue_training and name == "base_model":
-            folder: Path | None = _continue_base_model(scratch, out)
+            folder: Path | None = _continue_base_model(args.scratch / f"{name}-{content_key({}, out)}", out)
         else:
             folder = TRAININGS[name](scratch)
         if folder is not None:

@@ -34,18 +34,19 @@ OUTPUTS = {
 def prepare(folder: Path, *, continued: bool = False) -> None:
     """Create a workspace in a folder. Raises SystemExit if it has other params, whose outputs would be mixed.
 
+    `train.cuda_graph` depends on the machine: it is set for this one, and may differ.
     continued: train the published base editor on further pairs, not the base model.
     """
     params = config.merge(config.read_yaml(CODE_ROOT / config.PARAMS_FILE), config.read_yaml(FILES / config.PARAMS_FILE))
     if continued:
         params = config.merge(params, config.read_yaml(FILES / CONTINUATION_FILE))
-    params["train"]["cuda_graph"] = torch.cuda.is_available()
-    text = yaml.safe_dump(params, sort_keys=False)
+    of_machine = {"train": {"cuda_graph": torch.cuda.is_available()}}
+    params = config.merge(params, of_machine)
     file = folder / config.PARAMS_FILE
-    if file.exists() and file.read_text(encoding="utf-8") != text:
+    if file.exists() and config.merge(config.read_yaml(file), of_machine) != params:
         raise SystemExit(f"want a folder with the params of this training, got others in {file}; use a new folder")
     (folder / "models/inversion").mkdir(parents=True, exist_ok=True)
-    file.write_text(text, encoding="utf-8")
+    file.write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
     if not (folder / "toyworld").exists():
         (folder / "toyworld").symlink_to(CODE_ROOT / "toyworld")
 

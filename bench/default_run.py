@@ -115,7 +115,7 @@ def main() -> None:
             subprocess.run([sys.executable, "-c", WARM_UP], check=True)
         rows = run_stages(runners, stages, args.force)
     figures = {"dtype": args.dtype or "as in params.yaml", "stages": rows, "total": total(rows, list(runners))}
-    command.write_result(__file__, figures, args.quick)
+    command.write_result(__file__, figures, args)
 
 
 if __name__ == "__main__":

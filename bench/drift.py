@@ -226,7 +226,7 @@ def main() -> None:
         "success_turns_7_to_12": {name: mean_of(values["success"][6:12]) for name, values in systems.items()},
         "systems": systems,
     }
-    command.write_result(__file__, figures, args.quick)
+    command.write_result(__file__, figures, args)
 
 
 if __name__ == "__main__":

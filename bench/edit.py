@@ -118,7 +118,7 @@ def main() -> None:
         "success": success,
         "threads": torch.get_num_threads(),
     }
-    command.write_result(__file__, figures, args.quick)
+    command.write_result(__file__, figures, args)
 
 
 if __name__ == "__main__":

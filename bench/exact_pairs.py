@@ -85,7 +85,7 @@ def main() -> None:
     with_generated, with_exact = (edit_success(root, tuple(counts), args.quick) for root in (generated, exact))
     ratio = (with_generated["overall"] or 0.0) / max(with_exact["overall"] or 0.0, 1e-9)
     figures = {"pairs": dict(counts), "generated": with_generated, "exact": with_exact, "ratio": round(ratio, 3)}
-    command.write_result(__file__, figures, args.quick)
+    command.write_result(__file__, figures, args)
 
 
 if __name__ == "__main__":

@@ -238,7 +238,7 @@ def main() -> None:
     tasks = sorted({pair.task for pair in pairs})
     n_edits = QUICK_ORACLE_EDITS if args.quick else ORACLE_EDITS
     figures |= {"oracle_accepts": oracle_acceptance(tasks, n_edits, args.workspace), "n_pairs": len(pairs)}
-    command.write_result(__file__, figures, args.quick)
+    command.write_result(__file__, figures, args)
 
 
 if __name__ == "__main__":

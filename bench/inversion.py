@@ -190,7 +190,7 @@ def main() -> None:
         shutil.copyfile(sheet, command.result_path(__file__, args.quick, f"_{sheet.name}"))
     thirty = {task: {method: mean_success(results, task, method, 30) for method in METHODS} for task in TASKS}
     figures = {"success_at_30_examples": thirty, "results": results}
-    command.write_result(__file__, figures, args.quick)
+    command.write_result(__file__, figures, args)
 
 
 if __name__ == "__main__":

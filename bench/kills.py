@@ -162,7 +162,7 @@ def main() -> None:
         "seconds_undisturbed": {stage: round(value, 1) for stage, value in seconds.items()},
         "runs": [asdict(run) for run in runs],
     }
-    command.write_result(__file__, figures, args.quick)
+    command.write_result(__file__, figures, args)
 
 
 if __name__ == "__main__":

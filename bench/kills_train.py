@@ -171,7 +171,7 @@ def main() -> None:
         "phases": dict(Counter(run["phase"] for run in runs)),
         "by_processes": by_processes,
     }
-    command.write_result(__file__, figures, args.quick)
+    command.write_result(__file__, figures, args)
     if not figures["ranks_killed"]:
         sys.exit("want a kill of a training process, got none: kills of two processes do not test what they should")
 

@@ -199,7 +199,7 @@ def main() -> None:
             print(f"{case}: {row}", file=sys.stderr)
     figures["table"] = estimate_table(sizes_px)
     print(to_markdown(figures["table"], sizes_px))
-    command.write_result(__file__, figures, args.quick)
+    command.write_result(__file__, figures, args)
 
 
 if __name__ == "__main__":

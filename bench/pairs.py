@@ -206,7 +206,7 @@ def main() -> None:
     images.mkdir(parents=True, exist_ok=True)
     pair_figures.draw_sheet(candidates, instructions, TASKS, images / f"pairs_methods{ending}")
     pair_figures.draw_chart(figures["methods"], images / f"pairs_chart{ending}")
-    command.write_result(__file__, figures, args.quick)
+    command.write_result(__file__, figures, args)
 
 
 if __name__ == "__main__":

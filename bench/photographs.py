@@ -76,7 +76,7 @@ def main() -> None:
         "changed_share_enlarged": round(float(np.mean(differing)), 3),
         "l1_elsewhere_enlarged": round(float(np.mean(enlarged_l1)), 4),
     }
-    command.write_result(__file__, figures, args.quick)
+    command.write_result(__file__, figures, args)
 
 
 if __name__ == "__main__":

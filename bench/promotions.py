@@ -149,7 +149,7 @@ def main() -> None:
     args = command.argument_parser(__doc__, quick="eight promotions of four processes").parse_args()
     sizes = (QUICK_PROMOTIONS, QUICK_PROCESSES) if args.quick else (PROMOTIONS, PROCESSES)
     figures = {"ours": measure("ours", *sizes), "script": measure("script", *sizes), "ours_killed": measure_kills(*sizes)}
-    command.write_result(__file__, figures, args.quick)
+    command.write_result(__file__, figures, args)
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ def main() -> None:
         "kept_share": round(float(result.kept.mean()), 4),
         "rounds": rounds,
     }
-    command.write_result(__file__, figures, args.quick)
+    command.write_result(__file__, figures, args)
 
 
 if __name__ == "__main__":

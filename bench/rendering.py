@@ -66,7 +66,7 @@ def main() -> None:
     }
     figures: dict[str, float] = {f"{name}_per_second": round(rate) for name, rate in rates.items()}
     figures["ratio_vs_pillow"] = round(rates["pictures"] / rates["pillow_pictures"], 2)
-    command.write_result(__file__, figures | {"n_scenes": n, "rounds": rounds}, args.quick)
+    command.write_result(__file__, figures | {"n_scenes": n, "rounds": rounds}, args)
 
 
 if __name__ == "__main__":

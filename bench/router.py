@@ -183,7 +183,7 @@ def main() -> None:
         "pipeline": counts | {name: value for name, value in pipeline.items() if name not in ("confusion", "tasks")},
         "router_seconds": round(seconds, 1),
     }
-    command.write_result(__file__, figures, args.quick)
+    command.write_result(__file__, figures, args)
 
 
 if __name__ == "__main__":

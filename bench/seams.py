@@ -100,7 +100,7 @@ def main() -> None:
         "shifts_measured": len(measured),
         "shifts_undefined": len(shifts_px) - len(measured),
     }
-    command.write_result(__file__, figures, args.quick)
+    command.write_result(__file__, figures, args)
 
 
 if __name__ == "__main__":

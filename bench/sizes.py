@@ -200,7 +200,7 @@ def main() -> None:
     figures: dict[str, Any] = {"device": runtime.device, "dtype": runtime.dtype, "scale": asdict(scale)}
     for architecture in tqdm(ARCHITECTURES, desc="sizes", unit="model"):
         figures[architecture] = measure(architecture, scale, runtime)
-    command.write_result(__file__, figures, args.quick)
+    command.write_result(__file__, figures, args)
 
 
 if __name__ == "__main__":

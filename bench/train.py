@@ -121,7 +121,7 @@ def main() -> None:
     last = shapes[names[-1]]
     keys = ("samples_per_second_ratio", "peak_memory_ratio")
     figures = {**{key: last[key] for key in keys}, "shape": names[-1], "shapes": shapes}
-    command.write_result(__file__, figures, args.quick)
+    command.write_result(__file__, figures, args)
 
 
 if __name__ == "__main__":

@@ -103,7 +103,7 @@ def main() -> None:
     figures["difference"] = {label: compare(before, after, chosen) for label, chosen in choices.items()}
     records = [record for edits in before.values() for record in edits]
     figures["n_edits"] = {label: sum(map(chosen, records)) for label, chosen in choices.items()}
-    command.write_result(__file__, figures, args.quick)
+    command.write_result(__file__, figures, args)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Common parts of the benchmarks: options, result file, last line of the output, hardware description.
 
 `uv run python bench/<name>.py` writes `bench/results/<name>.json` and prints the same results as one JSON object on its
-last line. With `--quick`, which takes less than a minute on two cores, it writes `bench/results/<name>.quick.json`
-instead, which git ignores.
+last line. With `--quick`, which takes at most a minute on two cores unless the script says otherwise, it writes
+`bench/results/<name>.quick.json` instead, which git ignores.
 """
 
 import argparse
@@ -28,11 +28,32 @@ VECTOR_FLAGS = ("avx2", "avx512f", "asimd", "sve")
 
 
 def argument_parser(description: str | None, quick: str) -> argparse.ArgumentParser:
-    """A parser with the option `--quick`, whose help is `quick`. `description` is the docstring of the script."""
+    """A parser with the option `--quick`, whose help is `quick`. `description` is the docstring of the script.
+
+    What it parses has the parser itself as `parser`, for `write_result`.
+    """
     set_env_defaults()
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help=quick)
+    parser.set_defaults(parser=parser)
     return parser
+
+
+def changed_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """The options other than `--quick` that differ from their defaults, by name.
+
+    Paths do not depend on the machine: relative to the project if they are in it, else only their last part.
+    """
+    names = vars(args).keys() - {"quick", "parser"}
+    values = {name: (_describe(getattr(args, name)), _describe(args.parser.get_default(name))) for name in sorted(names)}
+    return {name: value for name, (value, default) in values.items() if value != default}
+
+
+def _describe(value: Any) -> Any:
+    if not isinstance(value, Path):
+        return value
+    path = value.resolve()
+    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
 
 
 def add_workspace(parser: argparse.ArgumentParser) -> None:
@@ -57,6 +78,11 @@ def require_outputs(workspace: Path, *folders: str) -> None:
         sys.exit(f"want {', '.join(missing)} in {workspace}, got none; run `uv run retrain` there, or name another --workspace")
 
 
+def environment_without_mlflow() -> dict[str, str]:
+    """The environment for a measured process, which must not report to a tracking server."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+
+
 def replace_link(link: Path, target: Path) -> None:
     """Let `link` be a symbolic link to a file or folder; a link to another one, from an earlier run, is replaced."""
     target = target.resolve()
@@ -72,10 +98,13 @@ def result_path(script: str, quick: bool, suffix: str = ".json") -> Path:
     return RESULTS / f"{Path(script).stem}{'.quick' if quick else ''}{suffix}"
 
 
-def write_result(script: str, figures: Mapping[str, Any], quick: bool) -> None:
-    """Write the results of a script (its `__file__`) with the hardware, and print them as one line of JSON."""
-    result = {**figures, "quick": quick, "hardware": describe_hardware()}
-    path = result_path(script, quick)
+def write_result(script: str, figures: Mapping[str, Any], args: argparse.Namespace) -> None:
+    """Write the results of a script (its `__file__`) with its changed arguments and the hardware; print them as one line of JSON.
+
+    args: what the parser of `argument_parser` has parsed.
+    """
+    result = {**figures, "quick": args.quick, "arguments": changed_arguments(args), "hardware": describe_hardware()}
+    path = result_path(script, args.quick)
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(result))
 

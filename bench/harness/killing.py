@@ -25,7 +25,7 @@ ENDING_S = 20
 
 def start(root: Path, stage: str) -> subprocess.Popen[bytes]:
     """The command of a stage in the workspace `root`, in a separate session; its output is appended to `log`."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    environment = command.environment_without_mlflow()
     environment |= {"PYTHONPATH": str(command.ROOT), "OMP_NUM_THREADS": "1"}  # avoids thread contention on shared cores
     with (root / "log").open("ab") as log:
         arguments = [sys.executable, "-m", f"emuedit.stages.{stage}"]

@@ -36,8 +36,8 @@ def test_help_prints_the_docstring_and_offers_quick(script: Path, monkeypatch: p
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
 def test_results_are_written_by_the_shared_function(script: Path) -> None:
-    """It keeps the full result when `--quick` runs, and prints the last line."""
-    assert "command.write_result(__file__, figures, args.quick)" in re.sub(r"figures \| \{[^}]*\}", "figures", script.read_text())
+    """It keeps the full result when `--quick` runs, says which arguments it has, and prints the last line."""
+    assert "command.write_result(__file__, figures, args)" in re.sub(r"figures \| \{[^}]*\}", "figures", script.read_text())
 
 
 def test_every_result_file_has_a_script() -> None:

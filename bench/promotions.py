@@ -5,15 +5,16 @@
 Several processes concurrently promote versions of one registry (SQLite): with `alias_moves.move_champion`, and like a simple
 script, which reads the alias `champion`, then sets `previous` and `champion`. `promotions` counts successful promotions,
 `failed` the others, and `chain_breaks` the successful ones that did not start from the champion set by the previous one: each is
-a champion that was lost without a record. In the last part every second process is killed at a random time; `repaired` counts the
-moves that the next command finished, and `is_consistent` says whether aliases and history then agree. `seconds_per_promotion` is
-the total time divided by the number of versions.
+a champion that was lost without a record. In the last part every second process is killed when one of its moves has the state
+`moving`. `killed_in_move` counts the moves that were then begun but not done, and `completed_by_others` those of them that
+another process completed; without any, the script fails and writes nothing. `repaired` counts those that were left to the
+next command after all promotions, and `is_consistent` says whether aliases and history then agree. `seconds_per_promotion`
+is the total time divided by the number of versions.
 """
 
 import itertools
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -29,6 +30,7 @@ from harness import command
 
 PROMOTIONS, PROCESSES = 50, 10
 QUICK_PROMOTIONS, QUICK_PROCESSES = 8, 4
+POLL_S = 0.02
 WORKER = """
 import json, sys, time, traceback
 from concurrent.futures import ThreadPoolExecutor
@@ -119,36 +121,57 @@ def measure(method: str, n_versions: int, n_processes: int) -> dict[str, Any]:
     return result
 
 
-def measure_kills(n_versions: int, n_processes: int, seed: int = 0) -> dict[str, Any]:
-    """Every second process is killed while it promotes; then the next command runs."""
+def kill_in_moves(workers: list["subprocess.Popen[str]"]) -> list[int]:
+    """Kill each process as soon as one of its moves has begun; returns the numbers of the moves that this left unfinished."""
+    from emuedit.tracking import move_tickets
+
+    def moving() -> list[tuple[str, int]]:
+        """(process id, number) of the moves that have begun."""
+        moves = [move for move in move_tickets.read_all() if move.state == move_tickets.MOVING]
+        return [(move.process.partition(":")[0], move.number) for move in moves]
+
+    running, unfinished = {str(worker.pid): worker for worker in workers}, list[int]()
+    while any(worker.poll() is None for worker in running.values()):
+        for process in {process for process, _ in moving()} & running.keys():
+            worker = running.pop(process)
+            worker.send_signal(signal.SIGKILL)
+            worker.wait()
+            unfinished += [number for owner, number in moving() if owner == process]
+        time.sleep(POLL_S)
+    return unfinished
+
+
+def measure_kills(n_versions: int, n_processes: int) -> dict[str, Any]:
+    """Every second process is killed during a move; then the next command runs."""
     from emuedit.tracking import alias_moves
 
-    rng = random.Random(seed)
     with new_registry(n_versions):
         workers = start_workers("ours", n_versions, n_processes)
-        time.sleep(4 + 2 * n_processes)
-        for worker in workers[::2]:
-            time.sleep(rng.uniform(0, 1.0))
-            worker.send_signal(signal.SIGKILL)
+        unfinished = kill_in_moves(workers[::2])
         for worker in workers:
             worker.communicate()
+        n_killed = sum(worker.returncode == -signal.SIGKILL for worker in workers)
         repaired = alias_moves.repair()
         history, aliases = alias_moves.history(), alias_moves.current()
     moves = [move for move in history if move.state == "done"]
     champion, previous = (aliases[alias] for alias in ("champion", "previous"))
     ends = (champion.number if champion else None, previous.number if previous else None)
     is_chain = all(later.before == earlier.champion for earlier, later in itertools.pairwise(moves))
+    completed = {move.number for move in moves} & set(unfinished)
     return {
-        "killed_processes": len(workers[::2]), "promotions": len(moves), "repaired": len(repaired),
+        "killed_processes": n_killed, "killed_in_move": len(unfinished), "completed_by_others": len(completed),
+        "promotions": len(moves), "repaired": len(repaired),
         "is_consistent": is_chain and ends == (moves[-1].champion, moves[-2].champion),
     }  # fmt: skip
 
 
 def main() -> None:
-    """Measure, write and print."""
+    """Measure, write and print. Exits with status 1 if no move of a killed process was completed by another."""
     args = command.argument_parser(__doc__, quick="eight promotions of four processes").parse_args()
     sizes = (QUICK_PROMOTIONS, QUICK_PROCESSES) if args.quick else (PROMOTIONS, PROCESSES)
     figures = {"ours": measure("ours", *sizes), "script": measure("script", *sizes), "ours_killed": measure_kills(*sizes)}
+    if not figures["ours_killed"]["completed_by_others"]:
+        sys.exit(f"want a move of a killed process that another completed, got {figures['ours_killed']}; run it again")
     command.write_result(__file__, figures, args)
 
 

@@ -1,11 +1,12 @@
-"""A promotion that fails is counted, and the other promotions of its process are too."""
+"""A promotion that fails is counted, the other promotions of its process are too, and kills fall into moves."""
 
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -41,3 +42,35 @@ def test_a_failed_promotion_does_not_drop_those_of_its_process(load_script: Load
     assert json.loads(run.stdout) == [[7, 1], None, [7, 3]]
     assert "database is locked" in run.stderr
     assert promotions.read_moves([run.stdout, "", "[[null, 4]]"]) == [(7, 1), (7, 3), (None, 4)]
+
+
+@pytest.mark.slow
+def test_a_process_is_killed_while_its_move_is_begun(load_script: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    from emuedit.tracking import move_tickets
+
+    promotions = load_script("promotions")
+    hang = [sys.executable, "-c", "import time; time.sleep(60)"]
+    first, late = (subprocess.Popen(hang, text=True) for _ in range(2))
+    ended_at: list[tuple[bool, str]] = []
+
+    def move(number: int, worker: "subprocess.Popen[str]", state: str) -> Any:
+        return SimpleNamespace(number=number, state=state, process=f"{worker.pid}:mark")
+
+    tickets = iter([
+        [move(1, first, "waiting"), move(2, late, "waiting")],
+        [move(1, first, "moving"), move(2, late, "waiting")],
+        [move(1, first, "moving"), move(2, late, "waiting")],  # after the kill: it was in the move
+        [move(1, first, "done"), move(2, late, "moving")],
+        [move(1, first, "done"), move(2, late, "done")],  # it had ended the move before the kill
+    ])  # fmt: skip
+
+    def read_all() -> Iterator[Any]:
+        moves = next(tickets)
+        ended_at.append((first.poll() is None, moves[0].state))
+        return iter(moves)
+
+    monkeypatch.setattr(move_tickets, "read_all", read_all)
+    monkeypatch.setattr(promotions, "POLL_S", 0)
+    assert promotions.kill_in_moves([first, late]) == [1]
+    assert (first.returncode, late.returncode) == (-9, -9)
+    assert ended_at[:3] == [(True, "waiting"), (True, "moving"), (False, "moving")]

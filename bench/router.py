@@ -46,7 +46,7 @@ from toyworld.scenes.caption_grammar import wording_rng
 
 N_CAPTIONS, QUICK_CAPTIONS = 1600, 60
 PER_TASK, QUICK_PER_TASK = 200, 20
-"""Instructions per task; the default run has about 200."""
+"""Instructions per task at most; the default run has 51 to 130."""
 QUICK_EPOCHS = 1
 N_HELD_OUT, QUICK_HELD_OUT = 600, 60
 """Number of captions for held-out instructions, with at most `PER_TASK` instructions per task."""

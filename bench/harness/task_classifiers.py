@@ -62,7 +62,10 @@ def fit(texts: Sequence[LabelledText]) -> dict[str, System]:
 
 
 def logistic_regression(features: TfidfVectorizer, texts: Sequence[LabelledText]) -> System:
-    """Refuses if `NO_EDIT` is the most probable class; the guess is then the most probable task."""
+    """Refuses if `NO_EDIT` is the most probable class; the guess is then the most probable task.
+
+    The probability of other guesses is conditional on an instruction, like that of the task predictor.
+    """
     classifier = make_pipeline(features, LogisticRegression(C=INVERSE_PENALTY, max_iter=3000))
     classifier.fit([text for text, _ in texts], [label for _, label in texts])
     names = list(classifier.classes_)
@@ -72,7 +75,8 @@ def logistic_regression(features: TfidfVectorizer, texts: Sequence[LabelledText]
         guesses = []
         for row in classifier.predict_proba(list(queries)):
             best = max(tasks, key=row.__getitem__)
-            guesses.append(Guess(names[best], float(row[best]), names[int(row.argmax())] == NO_EDIT))
+            refused = names[int(row.argmax())] == NO_EDIT
+            guesses.append(Guess(names[best], float(row[best] / (1.0 if refused else row[tasks].sum())), refused))
         return guesses
 
     return guess

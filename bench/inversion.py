@@ -5,7 +5,8 @@ JSON. The editor is the toy world's base editor, which was not trained on the ta
 the toy world's judge on 96 other edits. Finished entries are stored in `scratch/bench/inversion/`, from which the same command
 resumes, as long as editor, settings and code are the same.
 
-- `zero_shot`: the editor's task with the lowest loss on the examples, without training;
+- `zero_shot`: without training; of the editor's task embeddings and their mean, the one with the lowest loss on the held-out
+  examples;
 - `embedding`: only the task embedding, as in Emu Edit (arXiv 2311.10089);
 - `adapter`: the embedding and an adapter of rank 32 (ours, as in `emuedit learn`);
 - `expert`: an adapter of rank 128, four times as large: tests whether the task can be learned at all;

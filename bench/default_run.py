@@ -5,13 +5,14 @@
 Every stage of `dvc.yaml` runs once, with the params of `params.yaml`, like `uv run retrain` but without DVC and the flow. With
 `--before FOLDER`, each stage of the checkout in FOLDER runs in the same invocation, and the checkouts alternate in running first;
 `ratio` is the seconds before divided by the seconds after. Counts show the output of a stage, so that a faster run is not a
-smaller one. `load_before` is the load of the machine when the stage started: above 0.5 it was not idle.
+smaller one. `load_before` is the load of the machine before the first stage: above 0.5 it was not idle.
 
 Each checkout has a workspace below `--workspace`, with the data of its earlier stages. Stages that were measured there are not
 repeated without `--force`, so the same command resumes an interrupted run.
 """
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
@@ -100,6 +101,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Prepare the workspaces, measure, write, print."""
     args = parse_arguments()
+    load = os.getloadavg()[0]
     with ExitStack() as stack:
         workspace = args.workspace or command.ROOT / "scratch" / "bench" / f"default_run-{args.dtype or 'as_shipped'}"
         if args.quick and args.workspace is None:
@@ -114,7 +116,10 @@ def main() -> None:
         if not args.quick:
             subprocess.run([sys.executable, "-c", WARM_UP], check=True)
         rows = run_stages(runners, stages, args.force)
-    figures = {"dtype": args.dtype or "as in params.yaml", "stages": rows, "total": total(rows, list(runners))}
+    figures = {
+        "dtype": args.dtype or "as in params.yaml", "load_before": round(load, 2), "stages": rows,
+        "total": total(rows, list(runners)),
+    }  # fmt: skip
     command.write_result(__file__, figures, args)
 
 

@@ -1,8 +1,6 @@
 """Run single stages of a checkout of the project, each measured once, in a separate workspace."""
 
 import json
-import os
-import resource
 import shlex
 import shutil
 import subprocess
@@ -18,14 +16,12 @@ import yaml
 
 from emuedit import config
 from emuedit.data.dependencies import PIPELINE_FILE, SUMMARY_FILE
-from harness.command import replace_link
+from harness.command import environment_without_mlflow, replace_link
 
 PACKAGES = ("emuedit", "toyworld", "flows")
 DTYPE_SECTIONS = ("pairs", "train", "inversion", "evaluation")
 """Sections of `params.yaml` with a number format."""
 MEASURED_FILE = "measured.json"
-REMOVED_ENVIRONMENT = ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "PYTHONPATH")
-"""Variables that would let a measured stage report to a tracking server, or import other code."""
 
 
 @dataclass(frozen=True)
@@ -69,26 +65,24 @@ class StageRunner:
     def measure(self, stage: str, force: bool) -> dict[str, Any]:
         """Run a stage from the start and return its measurement; without `force`, an earlier measurement is returned.
 
-        The measurement has wall seconds, CPU seconds of all its processes, the load of the machine before it started,
-        the stage's counts, and the number format that it used. Exits with an explanation if the stage fails.
+        The measurement has wall seconds, the stage's counts, and the number format that it used. Exits with an explanation if
+        the stage fails.
         """
         measurements = self._measurements()
         if stage in measurements and not force:
             return measurements[stage]
         out = self.workspace / self.stages[stage]["outs"][0]
-        for folder in (out, self.workspace / "scratch" / stage, self.workspace / ".emuedit/answers"):
-            shutil.rmtree(folder, ignore_errors=True)  # else an interrupted run would be resumed
-        load = os.getloadavg()[0]
-        start, cpu_start = time.perf_counter(), _cpu_s_of_children()
+        scratch = self.workspace / "scratch"
+        for folder in (out, scratch / stage, scratch / "latents", self.workspace / ".emuedit/answers"):
+            shutil.rmtree(folder, ignore_errors=True)  # else an interrupted run would be resumed, or one of its parts reused
+        start = time.perf_counter()
         exit_status = self._run(stage)
-        seconds, cpu_s = time.perf_counter() - start, _cpu_s_of_children() - cpu_start
+        seconds = time.perf_counter() - start
         if exit_status:
             sys.exit(f"stage {stage} of {self.code} failed with exit status {exit_status}; see its message above")
         summary = json.loads((out / SUMMARY_FILE).read_text(encoding="utf-8"))
         measurements[stage] = {
             "seconds": round(seconds, 2),
-            "cpu_seconds": round(cpu_s, 2),
-            "load_before": round(load, 2),
             "dtype": summary["params"].get("dtype"),
             "counts": {name: count for name, count in summary["counts"].items() if "." not in name},  # without counts per task
         }
@@ -101,7 +95,8 @@ class StageRunner:
         program, *arguments = shlex.split(self.stages[stage]["cmd"])
         if program != "python":
             sys.exit(f"want a command that starts with python for stage {stage} in {self.code / PIPELINE_FILE}, got {program}")
-        environment = {name: value for name, value in os.environ.items() if name not in REMOVED_ENVIRONMENT}
+        environment = environment_without_mlflow()
+        environment.pop("PYTHONPATH", None)  # would import other code
         command = [sys.executable, *arguments]
         return subprocess.run(command, cwd=self.workspace, env=environment, stdout=sys.stderr, check=False).returncode
 
@@ -128,9 +123,3 @@ def changed_params(file: Path, changes: Mapping[str, Any]) -> str:
 def dtype_changes(dtype: str | None) -> dict[str, str]:
     """The number format for every stage that has one; None: as in `params.yaml`."""
     return {} if dtype is None else {f"{section}.dtype": dtype for section in DTYPE_SECTIONS}
-
-
-def _cpu_s_of_children() -> float:
-    """CPU seconds of all ended child processes and their own children."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime

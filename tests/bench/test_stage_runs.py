@@ -43,6 +43,7 @@ def test_a_stage_is_measured_once(stage_runs: ModuleType, checkout: Path, tmp_pa
     first = runner.measure("captions", force=False)
     assert first["counts"] == {"kept": 7}
     assert first["seconds"] > 0
+    assert first.keys() == {"seconds", "dtype", "counts"}, "CPU seconds would miss the workers of a fork server"
     again = stage_runs.StageRunner(checkout, tmp_path / "workspace")
     again.prepare({})
     assert again.measure("captions", force=False) == first
@@ -67,9 +68,12 @@ def test_params_are_copied_as_they_are_or_changed_by_name(stage_runs: ModuleType
 def test_what_an_interrupted_run_left_is_not_resumed(stage_runs: ModuleType, checkout: Path, tmp_path: Path) -> None:
     runner = stage_runs.StageRunner(checkout, tmp_path / "workspace")
     runner.prepare({})
-    (runner.workspace / "scratch" / "pairs" / "key").mkdir(parents=True)
+    latents = runner.workspace / "scratch" / "latents"
+    for folder in (runner.workspace / "scratch" / "pairs" / "key", latents / "key"):
+        folder.mkdir(parents=True)
     (runner.workspace / "data" / "pairs").mkdir(parents=True)
     assert runner.measure("pairs", force=False)["counts"] == {"kept": 3}
+    assert not latents.exists(), "the stage train would not encode the pairs"
 
 
 def test_the_packages_are_those_of_the_checkout(stage_runs: ModuleType, checkout: Path, tmp_path: Path) -> None:

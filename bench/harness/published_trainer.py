@@ -2,8 +2,8 @@
 
     python -m harness.published_trainer SCRIPT WORKSPACE OUT DTYPE STEPS WARM_UP BATCH SIZE_PX
 
-Only two parts are replaced: `load_dataset` returns the workspace's pairs as a `datasets.Dataset`, and the progress bar records
-the time and ends the run after the last step, before the script saves its pipeline.
+Three parts are replaced: `load_dataset` returns the workspace's pairs as a `datasets.Dataset`, the progress bar records the time
+and ends the run after the last step, before the script saves its pipeline, and accelerate finds no tracker to log to.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ class _LastStep(Exception):  # noqa: N818  not an error
 def main() -> None:
     """See above."""
     script, workspace, out, dtype, steps, warm_up, batch, size_px = sys.argv[1:]
+    import accelerate.tracking
     import datasets
     import tqdm.auto
     from PIL import Image
@@ -52,6 +53,7 @@ def main() -> None:
             return super().update(n)
 
     tqdm.auto.tqdm = Bar
+    accelerate.tracking.get_available_trackers().clear()  # else `--report_to all` logs to MLflow, which costs time and memory
     precision = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[dtype]
     sys.argv = [
         script, "--pretrained_model_name_or_path", f"{workspace}/base_model", "--dataset_name", "pairs",

@@ -73,8 +73,21 @@ def cache_folder(cache: Path, key: str) -> Path:
     folder = cache / key
     folder.mkdir(parents=True, exist_ok=True)
     for old in set(cache.iterdir()) - {folder}:
-        shutil.rmtree(old) if old.is_dir() else old.unlink()
+        _delete(old)
     return folder
+
+
+def empty_folder(folder: Path) -> None:
+    """Delete the contents of a folder, `summary.json` first; make it if missing. A link to it and a mount point are kept."""
+    folder = folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / SUMMARY_FILE).unlink(missing_ok=True)
+    for path in list(folder.iterdir()):
+        _delete(path)
+
+
+def _delete(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def scratch_name(command: str, out: Path) -> str:
@@ -135,8 +148,7 @@ def logs_folder(root: Path, stage: str) -> Path:
 def publish_logs(scratch: Path, root: Path, stage: str) -> None:
     """Copy the logs of a run from its scratch to `logs/<stage>`, in place of those of the run before."""
     folder = logs_folder(root, stage)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    empty_folder(folder)
     shutil.copy2(scratch / STATS_FILE, folder / STATS_FILE)
     if (scratch / PREVIEWS).is_dir():
         shutil.copytree(scratch / PREVIEWS, folder / PREVIEWS)
@@ -148,8 +160,7 @@ def publish(scratch: Path, out: str | Path, stage: str, params: Mapping[str, Any
     If interrupted, `out` has no summary and counts as unpublished, and scratch is intact.
     """
     out = Path(out)
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
+    empty_folder(out)
     for file in sorted(scratch.iterdir()):
         if not file.name.startswith(".") and file.name not in (STATS_FILE, PREVIEWS):  # "." begins unfinished files
             link_or_copy(file, out / file.name)

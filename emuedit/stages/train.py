@@ -19,7 +19,7 @@ from pydantic import Field
 
 from emuedit import config
 from emuedit.data.dependencies import work_key
-from emuedit.data.publish import PREVIEWS, Summary, publish_logs, read_summary, scratch_folder, write_summary
+from emuedit.data.publish import PREVIEWS, Summary, empty_folder, publish_logs, read_summary, scratch_folder, write_summary
 from emuedit.editor import checkpoint
 from emuedit.editor.settings import EditSettings
 from emuedit.processes import prepare_workers
@@ -285,7 +285,7 @@ def _publish(
 ) -> Summary:
     """Write the editor and the record of its training, `summary.json` last, then delete the scratch."""
     out = root / OUT
-    shutil.rmtree(out, ignore_errors=True)
+    empty_folder(out)
     facts = {key: recorded[key] for key in ("base_model", "start", "objective", "preset", "resolution") if recorded[key]} | counts
     checkpoint.save(editor.net, editor.parts.pipeline, out, getattr(torch, stored), facts)
     if (scratch / starting_point.REPLAY).is_dir():

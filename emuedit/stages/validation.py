@@ -20,7 +20,7 @@ from pydantic import AfterValidator, Field
 
 from emuedit import config
 from emuedit.data.dependencies import SUMMARY_FILE, content_key, work_key
-from emuedit.data.publish import Summary, cache_folder, publish, read_summary, scratch_folder
+from emuedit.data.publish import Summary, cache_folder, empty_folder, publish, read_summary, scratch_folder
 from emuedit.data_checks import pair_profile, profile_maker, reference_profile, validation_report
 from emuedit.data_checks.check_bounds import CHECKS, CheckBounds, CheckNames, CheckResult, judge
 from emuedit.data_checks.check_figures import measure_checks
@@ -169,8 +169,7 @@ def _explain(breaches: list[CheckResult], accept: Sequence[str]) -> str:
 
 def _show(scratch: Path, out: Path) -> None:
     """Copy the report to its folder, without the files of a published validation."""
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
+    empty_folder(out)
     for name in validation_report.FILES:
         shutil.copy2(scratch / name, out / name)
 

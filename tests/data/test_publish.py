@@ -1,5 +1,6 @@
 """Shards of an interrupted run are found again by the next run with the same key, and the result has the same bytes."""
 
+import errno
 import os
 import time
 from collections.abc import Iterator
@@ -168,6 +169,53 @@ def test_publishing_replaces_what_was_there(tmp_path: Path) -> None:
     (tmp_path / "data/captions/shard-00099.parquet").write_bytes(b"of an earlier run")
     make_and_publish(tmp_path, "second")
     assert len(list(read_folder(tmp_path / "data/captions", Caption))) == 2 * N_SHARDS
+
+
+def test_a_link_to_the_folder_is_kept_and_nothing_behind_a_link_in_it_is_deleted(tmp_path: Path) -> None:
+    """The folder could not be made where its link was, after all the work."""
+    others = tmp_path / "others.txt"
+    others.write_text("mine")
+    for name in ("empty", "filled"):
+        (tmp_path / name / "previews").mkdir(parents=True)
+    (tmp_path / "filled/link").symlink_to(others)
+    (tmp_path / "filled/links").symlink_to(tmp_path / "empty")
+    (tmp_path / "data").mkdir()
+    for place in ("empty", "filled", "new"):
+        (tmp_path / "data/captions").unlink(missing_ok=True)
+        (tmp_path / "data/captions").symlink_to(tmp_path / place)
+        make_and_publish(tmp_path, place)
+        assert (tmp_path / "data/captions").is_symlink()
+        assert sorted(read_bytes(tmp_path)) == sorted(["summary.json", *read_summary(tmp_path / place).shards])
+        assert len(list(read_folder(tmp_path / place, Caption))) == 2 * N_SHARDS
+    assert others.read_text() == "mine"
+
+
+def test_a_mount_point_is_emptied_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It cannot be removed, as it is a file system of its own."""
+    make_and_publish(tmp_path, "first")
+    out, rmdir = tmp_path / "data/captions", os.rmdir
+
+    def refuse(path: Any, **options: Any) -> None:
+        if Path(path) == out:
+            raise OSError(errno.EBUSY, "Device or resource busy", str(path))
+        rmdir(path, **options)
+
+    monkeypatch.setattr(os, "rmdir", refuse)
+    make_and_publish(tmp_path, "second")
+    assert len(list(read_folder(out, Caption))) == 2 * N_SHARDS
+
+
+def test_a_folder_that_was_emptied_in_part_is_not_a_published_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_and_publish(tmp_path, "first")
+
+    def stop(path: Path) -> None:
+        raise StopRun
+
+    monkeypatch.setattr(publish_module, "_delete", stop)
+    with pytest.raises(StopRun):
+        make_and_publish(tmp_path, "second")
+    with pytest.raises(ShardError, match=r"want a published folder with summary\.json, got none"):
+        list(read_folder(tmp_path / "data/captions", Caption))
 
 
 def test_files_are_copied_where_the_file_system_has_no_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

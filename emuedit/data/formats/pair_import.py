@@ -155,10 +155,10 @@ def find_parquet_files(folder: Path, pattern: str) -> list[Path]:
 def check_output_folder(out: Path, command: str) -> None:
     """Raise FormatError unless `out` is new, is empty, or has only what the same command published there.
 
-    `publish` deletes `out`. So files that the command did not write are an error, as are texts and sheets that were edited since;
-    Parquet files may be too large to compare. Raises FolderError if `out` cannot be written.
+    `publish` deletes the contents of `out`. So files that the command did not write are an error, as are texts and sheets that
+    were edited since; Parquet files may be too large to compare. Raises FolderError if `out` cannot be written.
     """
-    check_writable(out.parent)
+    check_writable(out)
     summary = read_summary(out) if (out / SUMMARY_FILE).is_file() else None
     if summary is None or summary.stage != command:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):

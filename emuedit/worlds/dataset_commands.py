@@ -43,13 +43,20 @@ def _import(options: argparse.Namespace) -> None:
     from emuedit.data.formats import pair_format, pair_import
     from emuedit.data.formats.row_conversion import ImportOptions
 
+    chosen = pair_format.get_format(options.format)
+    if options.format == FOLDER and options.files is not None:
+        raise pair_format.FormatError(f"want --files for Parquet files only, got it for {FOLDER}; omit it")
+    if options.format != FOLDER and options.instruction:
+        raise pair_format.FormatError(
+            f"want --instruction for {FOLDER} only, got it for {chosen.name}, whose rows have their own; omit it"
+        )
     origin, assign_tasks = _task_origin(options.task, options.router)
-    import_options = ImportOptions(pair_format.get_format(options.format), options.size, origin, assign_tasks)
+    import_options = ImportOptions(chosen, options.size, origin, assign_tasks)
     if options.format == FOLDER:
         examples = read_examples(options.folder, options.instruction)
         summary = pair_import.import_examples(import_options, examples, options.out, Path())
     else:
-        files = pair_import.find_parquet_files(options.folder, options.files or import_options.pair_format.files)
+        files = pair_import.find_parquet_files(options.folder, options.files or chosen.files)
         summary = pair_import.import_pairs(import_options, files, options.out, Path())
     if isinstance(assign_tasks, _PredictedTasks) and assign_tasks.n_refused:
         print(f"import: {assign_tasks.describe_refusals()}", flush=True)

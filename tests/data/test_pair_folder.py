@@ -76,6 +76,7 @@ def test_what_is_missing_is_named(pictures: Path, capsys: pytest.CaptureFixture[
     for options, message in (
         (["--task", "local"], "want an instruction for the examples in mine: --instruction 'what was done'"),
         (["--instruction", "x"], "want one origin for the tasks of folder, got the dataset itself; add --task or --router"),
+        (["--instruction", "x", "--task", "local", "--files", "*.png"], "want --files for Parquet files only, got it for folder"),
     ):
         assert cli.main(["import", "folder", "mine", "out", *options]) == 2
         assert message in capsys.readouterr().err

@@ -265,6 +265,21 @@ def test_another_split_of_magicbrush_is_imported_only_if_it_is_named(tmp_path: P
         assert [pair.instruction for pair in read_folder("out", Pair)] == [f"turn {number}" for number in numbers]
 
 
+def test_options_of_no_effect_and_absolute_patterns_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An instruction was ignored, and an absolute pattern ended with a traceback."""
+    monkeypatch.chdir(tmp_path)
+    write_dataset(tmp_path / "in", "magicbrush", [magicbrush_row(0)], "train")
+    for options, message in (
+        (["--instruction", "x"], "want --instruction for folder only, got it for magicbrush, whose rows have their own"),
+        (["--files", f"{tmp_path}/in/*.parquet"], f"want a pattern relative to in, got {tmp_path}/in/*.parquet; name the files"),
+    ):
+        assert cli.main(["import", "magicbrush", "in", "out", "--task", "local", *options]) == 2
+        assert message in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
 def test_tasks_have_exactly_one_origin() -> None:
     with pytest.raises(FormatError, match="want one origin for the tasks of ultraedit, got none; add --task or --router"):
         ImportOptions(get_format("ultraedit"), None, "none", None)

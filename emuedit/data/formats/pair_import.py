@@ -143,7 +143,9 @@ def _keys_path(shard: Path) -> Path:
 
 
 def find_parquet_files(folder: Path, pattern: str) -> list[Path]:
-    """The matching Parquet files in a folder tree, sorted. Raises FormatError if there are none."""
+    """The matching Parquet files in a folder tree, sorted. Raises FormatError if there are none, and for an absolute pattern."""
+    if Path(pattern).is_absolute():
+        raise FormatError(f"want a pattern relative to {folder}, got {pattern}; name the files as they are below that folder")
     files = sorted(file for file in folder.rglob(pattern) if file.suffix == ".parquet")
     if not files:
         raise FormatError(

@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from emuedit.data.name_list import first_names
 from emuedit.operations.health import registry_checks
 from emuedit.operations.servers import (
     artifact_destination,
@@ -30,6 +31,7 @@ DATA = Path(".emuedit")
 PORT_BASE = 8500
 """The first port to try."""
 _AUTOMATIONS = Path("infra/prefect/automations.yaml")
+_IGNORED = ".gitignore"
 _SETUP = "flows.server_setup"
 _FAILURES = (
     server_control.ServersError,
@@ -66,9 +68,11 @@ def add_commands(commands: Any) -> None:
 def _up(options: argparse.Namespace) -> int:
     if not 1024 <= options.port_base <= 65_000:
         raise ValueError(f"want --port-base from 1024 to 65000, got {options.port_base}")
+    _check_data_folder(options.data)
     folder, cwd = options.data.resolve(), Path.cwd()
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / ".gitignore").write_text("*\n")  # so that git ignores the folder wherever it is
+    if not (folder / _IGNORED).exists():
+        (folder / _IGNORED).write_text("*\n")  # so that git ignores the folder wherever it is
     has_flows = (cwd / "prefect.yaml").exists()
     try:
         with server_control.locked(folder):
@@ -89,6 +93,21 @@ def _up(options: argparse.Namespace) -> int:
     if note := registry_checks.describe_hidden(layout.url("mlflow")):
         print(f"\n{note}")
     return 0
+
+
+def _check_data_folder(folder: Path) -> None:
+    """Raise ValueError for a folder with files but without those of an earlier start, such as a project of the user.
+
+    Other commands write to the default folder too.
+    """
+    if folder.name == DATA.name or not folder.is_dir() or local_ports.read_ports(folder):
+        return
+    early_files = {_IGNORED, server_control.LOCK_FILE, artifact_destination.DESTINATION_FILE}  # written before the ports
+    if others := sorted({path.name for path in folder.iterdir()} - early_files):
+        raise ValueError(
+            f"want a new folder for --data, or one in which `emuedit up` was called before, got {folder} with "
+            f"{first_names(others)}; name another, such as {folder / DATA}"
+        )
 
 
 def _start(layout: server_stack.StackLayout, cwd: Path, has_flows: bool) -> None:

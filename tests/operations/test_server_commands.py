@@ -49,6 +49,33 @@ def test_port_bases_out_of_range_are_refused(
     assert "want --port-base from 1024 to 65000, got 80" in capsys.readouterr().err
 
 
+def test_up_takes_no_folder_with_files_of_others_and_keeps_a_gitignore(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--data .` replaced the .gitignore of a project, so that git ignored all of it."""
+
+    def refuse(*arguments: object) -> None:
+        raise local_ports.PortError("no port is free")
+
+    monkeypatch.setattr(local_ports, "choose_ports", refuse)  # before anything starts
+    monkeypatch.chdir(tmp_path)
+    Path("code.py").touch()
+    Path(".gitignore").write_text("scratch\n")
+    assert cli.main(["up", "--data", "."]) == 2
+    assert "in which `emuedit up` was called before, got . with code.py; name another" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".gitignore", "code.py"]
+    assert Path(".gitignore").read_text() == "scratch\n"
+    for folder in ("new", "new", server_commands.DATA):
+        assert cli.main(["up", "--data", str(folder)]) == 1
+        assert "no port is free" in capsys.readouterr().err
+        assert Path(folder, ".gitignore").read_text() == "*\n"
+        Path(server_commands.DATA).mkdir(exist_ok=True)
+        Path(server_commands.DATA, "flow-runs.jsonl").touch()
+    Path("ports.json").write_text('{"mlflow": 1}')
+    assert cli.main(["up", "--data", "."]) == 1
+    assert Path(".gitignore").read_text() == "scratch\n"
+
+
 def test_only_up_changes_the_data_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

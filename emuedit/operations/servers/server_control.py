@@ -29,6 +29,7 @@ from emuedit.progress import waiting
 
 ENV_FILE = "env"
 """File in the data folder with variables for the shell's `source`."""
+LOCK_FILE = "lock"
 _POLL_S = 0.3
 _LOG_LINES = 15
 _GRACE_S = 20.0
@@ -59,7 +60,7 @@ class ServerStatus:
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Keep others from starting or stopping servers of the folder. Raises ServersError if the folder is locked or cannot be."""
-    with (folder / "lock").open("a") as stream:
+    with (folder / LOCK_FILE).open("a") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -14,6 +14,7 @@ from emuedit.data.example_folder import ExampleEdit, ExamplePictures
 from emuedit.data.image_io import Pixels
 from emuedit.data.writable_folder import check_writable
 from emuedit.editing.api import Editor
+from emuedit.editing.editor_inputs import check_instructions
 from emuedit.editor import task_pack
 from emuedit.editor.package_layout import advise_on_taken_name
 from emuedit.editor.task_pack import TaskPack
@@ -28,7 +29,7 @@ SHEET_COLUMNS = 6
 
 
 class LearnError(ValueError):
-    """Raised for the name of a task that exists."""
+    """Raised for the name of a task that exists, and for settings out of range."""
 
 
 @dataclass(frozen=True)
@@ -62,16 +63,17 @@ def learn(editor: Editor, examples: Sequence[ExampleEdit], settings: InversionSe
     """Learn the task `settings.task`, add it to the editor, and write `<task>.safetensors`, `.md` and `.png` to `out`.
 
     The numbers of `Split` replace `n_examples` and `n_held_out` of the settings. Raises LearnError for the name, ExampleError for
-    the images, TaskPackError if `out` has another editor's pack of that name, and FolderError if `out` cannot be written; nothing
-    is computed or written then.
+    the images, EditError for an instruction that `Editor.edit` refuses, TaskPackError if `out` has another editor's pack of that
+    name, and FolderError if `out` cannot be written; nothing is computed or written then.
     """
     check_new_name(settings.task, editor)
     check_writable(out)
     sampler, file = editor.sampler, out / f"{settings.task}.safetensors"
     task_pack.check_replaceable(file, sampler.fingerprint)
+    instructions = [example.instruction for example in examples]
+    check_instructions(instructions)
     side_px = editor.settings.resolution or sampler.resolution_px
     pictures = example_folder.load_pictures(examples, max(1, round(side_px / sampler.grid_px)) * sampler.grid_px)
-    instructions = [example.instruction for example in examples]
     split = Split.of(pictures.before)
     settings = settings.model_copy(update={"n_examples": len(split.learned), "n_held_out": len(split.held_out)})
     rows = (split.learned, split.held_out)
@@ -96,12 +98,14 @@ def learn(editor: Editor, examples: Sequence[ExampleEdit], settings: InversionSe
     return pack
 
 
-def settings_for(name: str, n_examples: int, editor_folder: Path, **changes: int | float) -> InversionSettings:
-    """Settings for this many examples, not yet split, with the loss settings of the editor's training if its folder has them."""
+def settings_for(name: str, n_examples: int, editor_folder: Path | None = None, **changes: int | float) -> InversionSettings:
+    """Settings for this many examples, not yet split, with the loss settings of the editor's training if its folder has them.
+
+    Raises ValidationError for values out of range.
+    """
     values = {"adapter_rank": 32, "steps": 300, "batch_size": 8, "lr": 0.05, "patience": 10, "eval_every_steps": 10} | changes
-    return InversionSettings.model_validate(
-        values | {"task": name, "n_examples": n_examples, "n_held_out": n_examples} | training_loss(editor_folder)
-    )
+    loss = training_loss(editor_folder) if editor_folder else {}
+    return InversionSettings.model_validate(values | {"task": name, "n_examples": n_examples, "n_held_out": n_examples} | loss)
 
 
 def _draw_sheet(editor: Editor, task: str, pictures: ExamplePictures, instructions: list[str], split: Split, file: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
-from emuedit.config import Params
+from emuedit.config import Params, describe_values
 from emuedit.name_hints import closest_match, new_name
 
 MAX_RESOLUTION_PX = 16384
@@ -78,5 +78,4 @@ class EditSettings(Params):
         try:
             return EditSettings.model_validate(values)
         except ValidationError as error:
-            problems = (f"{details['loc'][0]}: {details['msg']}, got {details['input']!r}" for details in error.errors())
-            raise SettingsError("; ".join(problems)) from error
+            raise SettingsError("; ".join(describe_values(error))) from error

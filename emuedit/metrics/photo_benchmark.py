@@ -217,8 +217,7 @@ def read_judge(folder: Path) -> JudgeFile:
     except config.ParamsError as error:
         raise BenchmarkError(f"{error}; {advice}") from error
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, line['loc']))}: {line['msg']}, got {line['input']!r}" for line in error.errors()]
-        raise BenchmarkError(f"{file}: {join_problems(problems)}; {advice}") from error
+        raise BenchmarkError(f"{file}: {join_problems(config.describe_values(error))}; {advice}") from error
 
 
 def _check_file(file: Path) -> None:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from emuedit import config, reference_check
 from emuedit.data.dependencies import find_file
 from emuedit.data.name_list import first_names
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from emuedit.metrics.photo_benchmark import PhotoBenchmark
     from emuedit.metrics.similarity_judge import Calibration
 
+_SETTINGS = ("clip", "dino", "size")
+"""Settings of the judge that are options too."""
 _SIZE = 512
 _FEWEST_RESULTS = 4
 """Edits with results from which a task can be calibrated, see `SimilarityJudge.calibrate`."""
@@ -43,7 +47,12 @@ def _run(options: argparse.Namespace) -> int:
     from emuedit.metrics import photo_benchmark
 
     rows = photo_benchmark.read_rows(options.folder)  # raises for a folder that is not a benchmark
-    settings, file = _choose_settings(options), options.folder / JUDGE
+    file = options.folder / JUDGE
+    try:
+        settings = _choose_settings(options)
+    except ValidationError as error:
+        problems = config.describe_values(error, {name: f"--{name}" for name in _SETTINGS})
+        raise photo_benchmark.BenchmarkError("; ".join(problems)) from error
     _check_models(settings)
     if options.calibrate or not file.is_file() or settings != photo_benchmark.read_judge(options.folder):
         check_writable(options.folder)
@@ -197,7 +206,7 @@ def _choose_settings(options: argparse.Namespace) -> "JudgeFile":
     from emuedit.metrics.judge_file import JudgeFile
     from emuedit.metrics.photo_benchmark import BenchmarkError, read_judge
 
-    named = {name: value for name in ("clip", "dino", "size") if (value := getattr(options, name)) is not None}
+    named = {name: value for name in _SETTINGS if (value := getattr(options, name)) is not None}
     file = options.folder / JUDGE
     if not file.is_file():
         values = _judge_of_params() | named
@@ -205,7 +214,7 @@ def _choose_settings(options: argparse.Namespace) -> "JudgeFile":
             raise BenchmarkError(f"want {' and '.join(missing)} for a new judge without {config.PARAMS_FILE}")
         return JudgeFile(**values)
     judge = read_judge(options.folder)
-    present = judge.model_dump(include={"clip", "dino", "size"})
+    present = judge.model_dump(include={*_SETTINGS})
     if present != present | named:
         if JudgeFile(**present) != judge and not options.calibrate:
             print(f"{file}: the settings changed, so the bounds are removed\n")

@@ -10,6 +10,7 @@ from emuedit import Editor, EditSettings, cli
 from emuedit.data import example_folder
 from emuedit.data.writable_folder import FolderError
 from emuedit.editing import api, learn_task, task_commands
+from emuedit.editing.edit_error import EditError
 from emuedit.editing.learn_task import LearnError, check_new_name
 from emuedit.editor import package_folder, task_pack
 from emuedit.editor.sampling import EditSampler
@@ -67,6 +68,40 @@ def test_a_wrong_name_is_noticed_before_an_editor_is_loaded(
     monkeypatch.setattr(Editor, "load", lambda *_: pytest.fail("it was loaded"))
     assert cli.main(["learn", str(tmp_path), "--name", "3d_look"]) == 2
     assert "lower-case letters, digits and _, the first a letter" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--steps", "-1"], "emuedit: --steps: Input should be greater than or equal to 0, got -1\n"),
+        (["--rank", "-1"], "emuedit: --rank: Input should be greater than or equal to 0, got -1\n"),
+        (["--seed", "-1"], "emuedit: --seed: Input should be greater than or equal to 0, got -1\n"),
+        (["--instruction", " "], "want an instruction, such as 'make the circle red'; got ["),
+        (["--instruction", "x" * 10_001], "want an instruction of at most 10000 characters, got 10001; shorten it"),
+    ],
+)
+def test_a_wrong_option_is_one_line_before_an_editor_is_loaded(
+    options: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A blank instruction was noticed after the training, when the pack was already there."""
+    monkeypatch.setattr(Editor, "load", lambda *_: pytest.fail("it was loaded"))
+    for part in ("before", "after"):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "a.png").touch()
+    instruction = [] if "--instruction" in options else ["--instruction", "cut it out"]
+    assert cli.main(["learn", str(tmp_path), "--name", "cutout", *instruction, *options]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_nothing_is_learned_from_an_instruction_that_no_edit_can_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(example_folder, "load_pictures", lambda *_: pytest.fail("the images were read"))
+    sampler = SimpleNamespace(fingerprint="w")
+    editor: Any = SimpleNamespace(reserved_names=(), sampler=sampler)
+    examples = [example_folder.ExampleEdit(Path("a.png"), Path("b.png"), text) for text in ("cut it out", " ")]
+    with pytest.raises(EditError, match="want an instruction, such as"):
+        learn_task.learn(editor, examples, learn_task.settings_for("cutout", 2), tmp_path)
 
 
 def test_a_folder_that_cannot_be_written_is_noticed_before_anything_is_learned() -> None:

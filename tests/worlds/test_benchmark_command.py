@@ -106,6 +106,14 @@ def test_models_that_do_not_exist_are_not_written(
     assert (read_judge(folder) == JUDGE) if has_judge else not (folder / "judge.yaml").exists()
 
 
+@pytest.mark.parametrize("has_judge", [True, False])
+def test_a_size_out_of_range_is_one_line(has_judge: bool, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if not has_judge:
+        (folder / "judge.yaml").unlink()
+    assert cli.main(["benchmark", str(folder), "--clip", "a/b", "--dino", "c/d", "--size", "8"]) == 2
+    assert capsys.readouterr().err == "emuedit: --size: Input should be greater than or equal to 16, got 8\n"
+
+
 def test_a_missing_model_in_the_judges_file_is_an_error(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_judge(folder, JUDGE.model_copy(update={"dino": "./weights/dino"}))
     assert cli.main(["benchmark", str(folder)]) == 2

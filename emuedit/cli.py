@@ -1,6 +1,7 @@
 """The command `emuedit`: edits, datasets, registry, data remote, servers. Each group of commands is defined in its own module."""
 
 import argparse
+import errno
 import io
 import sys
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from emuedit.failures import FailureKind
 from emuedit.name_hints import check_options
 from emuedit.operations import ledger_commands, server_commands
 from emuedit.operations.storage import remote_commands
-from emuedit.processes import QUIET_ENV, exit_process, keep_compiled_modules, set_env_defaults
+from emuedit.processes import QUIET_ENV, keep_compiled_modules, run_and_exit, set_env_defaults
 from emuedit.promotion import promotion_commands
 from emuedit.tracking import service_errors, store_address, sync_command
 from emuedit.worlds import benchmark_command, dataset_commands, init_command
@@ -23,9 +24,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     set_env_defaults(QUIET_ENV | service_errors.SERVICE_ENV)
     keep_compiled_modules()
     words = sys.argv[1:] if arguments is None else list(arguments)
+    stop_note = ""
     try:
         check_options(words)
         options = _parser().parse_args(words)
+        stop_note = options.stop_note
         if (options.uses_registry or options.needs_registry) and (note := store_address.use_server()):
             print(note, file=sys.stderr)
         if options.needs_registry:
@@ -42,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"emuedit: {line}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("emuedit: stopped; nothing was written that is not listed above", file=sys.stderr)
+        print(f"emuedit: stopped{stop_note and '; '}{stop_note}", file=sys.stderr)
         return 130
 
 
@@ -52,6 +55,8 @@ def _describe(error: Exception) -> str | None:
         return service_errors.describe(error)
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:  # of standard output, or a file that a library writes
+        return f"{error.strerror}; free some space, or write elsewhere"
     if failures.explains_itself(error):
         return str(error)
     if failures.kind_of(error) is FailureKind.NETWORK:
@@ -64,7 +69,7 @@ def console_main() -> NoReturn:
     """The command `emuedit`: run `main` and exit."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names may contain bytes that the terminal cannot show
-    exit_process(main())
+    run_and_exit(main)
 
 
 class _CommandParser(argparse.ArgumentParser):
@@ -78,10 +83,10 @@ def _parser() -> argparse.ArgumentParser:
     """The parser. A command sets `run` and, if they are true of it, these defaults:
 
     uses_registry: it uses MLflow, and names which one if `emuedit up` was called in the working folder. needs_registry: it does
-    nothing if MLflow cannot be used, which implies the other.
+    nothing if MLflow cannot be used, which implies the other. stop_note: what ctrl-c leaves, and what to do.
     """
     parser = _CommandParser(prog="emuedit", description="An open Emu Edit: edit images by instruction.")
-    parser.set_defaults(uses_registry=False, needs_registry=False)
+    parser.set_defaults(uses_registry=False, needs_registry=False, stop_note="")
     commands: Any = parser.add_subparsers(required=True, metavar="command")
     init_command.add_commands(commands)
     edit_commands.add_commands(commands)

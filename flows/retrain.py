@@ -10,13 +10,14 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 from emuedit import params_check
 from emuedit.config import ParamsError
 from emuedit.metrics.success_table import format_success
 from emuedit.name_hints import check_options
 from emuedit.operations.servers.server_stack import HEARTBEAT_ENV
-from emuedit.processes import QUIET_ENV, keep_compiled_modules, set_env_defaults
+from emuedit.processes import QUIET_ENV, keep_compiled_modules, open_missing_streams, run_and_exit, set_env_defaults
 from emuedit.tracking import store_address
 from emuedit.tracking.service_errors import SERVICE_ENV, hide_password
 from flows import dvc_graph, flow_process, prefect_access, release, run_history, stage_outputs
@@ -64,11 +65,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def console_main() -> int:
+def console_main() -> NoReturn:
     """The command `retrain`: `main`, stopped by signals and with the `uv run` that started it."""
+    open_missing_streams()
     stop_on_signals()
     stop_with_uv()
-    return main()
+    run_and_exit(main, wait_for_threads=True)
 
 
 def _retrain(arguments: argparse.Namespace) -> int:
@@ -155,4 +157,4 @@ def _stage_count(text: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(console_main())
+    console_main()

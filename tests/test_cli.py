@@ -225,7 +225,7 @@ def test_names_of_files_that_are_no_text_are_printed_all_the_same(monkeypatch: p
     stream = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(stream, "ascii"))
     monkeypatch.setattr(cli, "main", lambda: print("Stra\xdfe \udcff.png: 20 x 12"))
-    monkeypatch.setattr(cli, "exit_process", lambda status: sys.stdout.flush())
+    monkeypatch.setattr(cli, "run_and_exit", lambda main: (main(), sys.stdout.flush()))
     cli.console_main()
     assert stream.getvalue() == b"Stra\\xdfe \\udcff.png: 20 x 12\n"
 

@@ -1,14 +1,19 @@
 """Errors that need no traceback are one line with exit status 1."""
 
 import argparse
+import sys
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from emuedit import __main__ as entry_point
 from emuedit import cli
+from emuedit.editing import learn_command
 from emuedit.editor.sampling_options import NonFiniteEditError
+from emuedit.operations import server_commands
+from emuedit.worlds import dataset_commands
 
 
 def chain(error: Exception, cause: Exception) -> Exception:
@@ -27,6 +32,7 @@ def chain(error: Exception, cause: Exception) -> Exception:
             "emuedit: Failed to download weights; a server did not answer: run the command again when it does",
         ),
         (OSError(28, "No space left on device", "out.png"), "emuedit: out.png: No space left on device"),
+        (OSError(28, "No space left on device"), "emuedit: No space left on device; free some space, or write elsewhere"),
     ],
 )
 def test_a_known_error_is_one_line(
@@ -50,14 +56,66 @@ def test_another_error_has_its_traceback(monkeypatch: pytest.MonkeyPatch) -> Non
         cli.main([])
 
 
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["status"], "emuedit: stopped\n"),
+        (["export", "out"], "emuedit: stopped; the same command resumes\n"),
+        (["import", "folder", "in", "out"], "emuedit: stopped; the same command resumes\n"),
+        (
+            ["learn", "in", "--name", "x"],
+            "emuedit: stopped; the pack, if it was written, is complete, but its sheet and card may be",
+        ),
+    ],
+)
+def test_ctrl_c_says_what_is_left(
+    words: list[str], line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It said that nothing was written, also after a pack."""
+
+    def stop(options: Any) -> int:
+        raise KeyboardInterrupt
+
+    for module, name in ((server_commands, "_status"), (dataset_commands, "_export"), (dataset_commands, "_import")):
+        monkeypatch.setattr(module, name, stop)
+    monkeypatch.setattr(learn_command, "_learn", stop)
+    assert cli.main(words) == 130
+    assert capsys.readouterr().err.startswith(line)
+
+
+def test_ctrl_c_during_the_import_of_the_command_has_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Interrupted:
+        @staticmethod
+        def find_spec(name: str, path: Any = None, target: Any = None) -> None:
+            if name == "emuedit.cli":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "emuedit.cli")
+    monkeypatch.setattr(sys, "meta_path", [Interrupted, *sys.meta_path])
+    monkeypatch.setattr(entry_point, "exit_process", sys.exit)
+    with pytest.raises(SystemExit) as ended:
+        entry_point.main()
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "emuedit: stopped\n"
+
+
 def run_with(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the command raise an error."""
 
     def run(options: Any) -> int:
         raise error
 
-    options = argparse.Namespace(uses_registry=False, needs_registry=False, run=run)
+    options = argparse.Namespace(uses_registry=False, needs_registry=False, stop_note="", run=run)
     monkeypatch.setattr(cli, "_parser", lambda: SimpleNamespace(parse_args=lambda words: options))
+
+
+@pytest.mark.parametrize("words", [["edit", ".", "x"], ["edit", "", "x"], ["replay", "session.json", "."]])
+def test_a_folder_in_place_of_the_image_is_named(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """It has no name from which to make that of the result."""
+    assert cli.main(words) == 2
+    assert capsys.readouterr().err == "emuedit: want an image, got .: Is a directory\n"
 
 
 def test_no_option_can_be_abbreviated() -> None:

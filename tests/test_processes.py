@@ -52,6 +52,14 @@ atexit.register(print, "exit handler")
 print("buffered", end=", ")
 processes.exit_process(3)
 """
+HELP = """
+import argparse, sys
+from emuedit import processes
+
+processes.open_missing_streams()
+print(f"{sys.stdout.isatty()} {sys.stderr.isatty()}", file=sys.stderr)
+processes.run_and_exit(lambda: argparse.ArgumentParser("tool").parse_args(WORDS))
+"""
 LEAVING_THREAD = """
 import atexit, threading, time
 from emuedit import processes
@@ -123,6 +131,38 @@ def test_a_process_whose_reader_has_ended_leaves_without_a_trace(tmp_path: Path)
     process = run_python(LEAVING, tmp_path, stdout=sink)
     os.close(sink)
     assert (process.returncode, process.stderr) == (3, "")
+
+
+def test_output_that_cannot_be_written_is_one_line_and_a_failure(tmp_path: Path) -> None:
+    for code, status in ((LEAVING, 3), (LEAVING.replace("exit_process(3)", "exit_process(0)"), 1)):
+        with Path("/dev/full").open("w") as sink:
+            process = run_python(code, tmp_path, stdout=sink)
+        line = "want an output that can be written, got: No space left on device; write it elsewhere\n"
+        assert (process.returncode, process.stderr) == (status, line)
+
+
+@pytest.mark.slow
+def test_streams_that_the_caller_has_closed_are_no_error(tmp_path: Path) -> None:
+    process = run_python(LEAVING, tmp_path, preexec_fn=lambda: os.close(1))
+    assert (process.returncode, process.stderr) == (3, "")
+    process = run_python(HELP.replace("WORDS", "['-h']"), tmp_path, preexec_fn=lambda: os.close(1))
+    assert (process.returncode, process.stderr) == (0, "False False\n")
+    process = run_python(HELP.replace("WORDS", "['-h']"), tmp_path, stdout=subprocess.PIPE, preexec_fn=lambda: os.close(2))
+    assert process.returncode == 0
+    assert process.stdout.startswith("usage: tool")
+
+
+@pytest.mark.slow
+def test_the_help_is_no_error_if_its_reader_has_ended_and_wrong_arguments_are(tmp_path: Path) -> None:
+    """`emuedit --help | head` ended with status 120 and "Exception ignored"."""
+    source, sink = os.pipe()
+    os.close(source)
+    process = run_python(HELP.replace("WORDS", "['-h']"), tmp_path, stdout=sink)
+    os.close(sink)
+    assert (process.returncode, process.stderr) == (0, "False False\n")
+    process = run_python(HELP.replace("WORDS", "['--other']"), tmp_path)
+    assert process.returncode == 2
+    assert "unrecognized arguments: --other" in process.stderr
 
 
 @pytest.mark.slow

@@ -28,6 +28,7 @@ def add_commands(commands: Any) -> None:
 
 
 def _edit(options: argparse.Namespace) -> None:
+    picture = image_io.read_image(options.image)
     out = options.out or options.image.with_name(f"{options.image.stem}-edited.png")
     _check_out(out, options.image, options.overwrite)
     turn_files = _turn_files(out, len(options.instructions)) if options.keep_turns else []
@@ -38,7 +39,6 @@ def _edit(options: argparse.Namespace) -> None:
     if options.session:
         _check_out(options.session, options.image, suffixes=())
     _check_distinct([out, *turn_files, *filter(None, (options.mask, options.session))])
-    picture = image_io.read_image(options.image)
     for note in picture.notes:
         print(f"{options.image}: {note}")
     with waiting("loading the editor"):
@@ -71,6 +71,7 @@ def _edit(options: argparse.Namespace) -> None:
 
 
 def _replay(options: argparse.Namespace) -> None:
+    picture = image_io.read_image(options.image)
     out = options.out or options.image.with_name(f"{options.image.stem}-edited.png")
     _check_out(out, options.image, options.overwrite)
     if options.sheet:
@@ -78,7 +79,6 @@ def _replay(options: argparse.Namespace) -> None:
     if options.animation:
         _check_out(options.animation, options.image, suffixes=ANIMATION_SUFFIXES)
     _check_distinct([out, *filter(None, (options.sheet, options.animation))])
-    picture = image_io.read_image(options.image)
     with waiting("loading the editor"):
         editor = Editor.load(options.model)
     with warnings.catch_warnings(record=True, category=NumberFormatWarning) as other_formats:

@@ -10,17 +10,19 @@ from emuedit.data.formats import FOLDER, FORMAT_NAMES
 if TYPE_CHECKING:
     from emuedit.data.formats.row_conversion import AssignTasks
 
+_RESUMES = "the same command resumes"
+
 
 def add_commands(commands: Any) -> None:
     """Add the commands to `emuedit`'s parser."""
     _add_import(commands.add_parser("import", help="convert a public dataset or your own images to pairs"))
     export = commands.add_parser("export", help="write the kept pairs as a dataset to share")
-    export.set_defaults(run=_export)
+    export.set_defaults(run=_export, stop_note=_RESUMES)
     export.add_argument("out", type=Path, help="new folder for the kept pairs of data/pairs")
 
 
 def _add_import(command: argparse.ArgumentParser) -> None:
-    command.set_defaults(run=_import)
+    command.set_defaults(run=_import, stop_note=_RESUMES)
     command.add_argument("format", help=f"format of the dataset: {', '.join(FORMAT_NAMES)}")
     folder = f"folder with the dataset's Parquet files, at any depth; for {FOLDER}, with edits.csv, or before/ and after/"
     command.add_argument("folder", type=Path, help=folder)

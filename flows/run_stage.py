@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TextIO
 
 from emuedit.failures import FailureKind
 from emuedit.progress import format_duration, report_interval_s
@@ -135,13 +136,11 @@ def _echo_output(stage: str, stop: threading.Event) -> Iterator[tuple[int, bytea
             while True:
                 while not select.select([source], [], [], silence_s)[0]:
                     if not stop.is_set():
-                        seconds = format_duration(time.monotonic() - start)
-                        print(f"{stage}: running, {seconds} so far", file=sys.stderr, flush=True)
+                        _show(f"{stage}: running, {format_duration(time.monotonic() - start)} so far\n", sys.stderr)
                 if not (chunk := os.read(source, 65536)):
                     break
                 if not stop.is_set():
-                    sys.stderr.write(decoder.decode(chunk))
-                    sys.stderr.flush()
+                    _show(decoder.decode(chunk), sys.stderr)
                 tail.extend(chunk)
                 del tail[:-_TAIL_BYTES]
 
@@ -165,7 +164,7 @@ def _echo_without_hints(stop: threading.Event) -> Iterator[int]:
             for line in lines:
                 text = line.strip()
                 if text and not text.startswith(_DVC_HINTS) and not stop.is_set():
-                    print(line.rstrip(), flush=True)
+                    _show(f"{line.rstrip()}\n", sys.stdout)
 
     reader = threading.Thread(target=copy, daemon=True)
     reader.start()
@@ -174,6 +173,13 @@ def _echo_without_hints(stop: threading.Event) -> Iterator[int]:
     finally:
         os.close(sink)
         reader.join(2.0)
+
+
+def _show(text: str, stream: TextIO) -> None:
+    """Write to our output. Its errors are ignored: without a reader, the stage would wait for ever, or die of a closed pipe."""
+    with contextlib.suppress(OSError, ValueError):  # such as a full disk, a closed terminal, an encoding without a character
+        stream.write(text)
+        stream.flush()
 
 
 def _terminal_width() -> dict[str, str]:

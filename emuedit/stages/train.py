@@ -205,7 +205,7 @@ def _encode_pairs(
     latents = _only_folder(root / "scratch" / "latents", keys.latents)
     encode = encoding_processes.in_processes(encoders, runtime, processes.n)
     with runtime.autocast():
-        disk_space.check_disk_space(pairs, encoders, latents, buckets, mirrored=params.flip)
+        disk_space.make_room(pairs, encoders, latents, buckets, mirrored=params.flip, text_key=keys.texts)
         latent_files.build(pairs, encoders, latents, buckets, mirrored=params.flip, text_key=keys.texts, encode=encode)
     return latents
 

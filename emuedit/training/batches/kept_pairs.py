@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from emuedit.data.dependencies import content_key
 from emuedit.data.publish import read_summary
 from emuedit.data.records import Pair, Verdict
 from emuedit.data.shards import read_fields
@@ -36,6 +37,10 @@ class PairShard:
     path: Path
     content: str
     """Hash of its content."""
+
+    def latents_key(self, buckets: Sequence[tuple[int, int]], mirrored: bool) -> str:
+        """Key of its latents, for these sizes of images, with or without mirrored ones."""
+        return content_key({"shard": self.content, "buckets": buckets, "mirrored": mirrored})
 
     def pair_ids(self) -> list[str]:
         """Ids of its pairs, in order; reads only this column."""

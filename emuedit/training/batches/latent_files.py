@@ -37,7 +37,7 @@ from emuedit.training.batches.aspect_buckets import AspectBuckets, Size
 from emuedit.training.batches.kept_pairs import PairShard, PairTasks, TrainingPairs, image_group
 from emuedit.training.batches.mirroring import has_no_side, may_flip
 from emuedit.training.batches.pair_encoding import EncodesImages, encode_images, place_pairs
-from emuedit.training.batches.text_files import TextFiles, null_key, save_array
+from emuedit.training.batches.text_files import TextFiles, delete_files, null_key, save_array
 
 INDEX_FILE = "index.json"
 MAX_HELD_OUT_PAIRS = 2000
@@ -103,6 +103,20 @@ def latents_file(folder: Path, key: str, part: int, size: Size) -> Path:
     return folder / f"{key.split('-')[0]}.{part}.{size[0]}x{size[1]}.npy"
 
 
+def encoded_file(folder: Path, content: str, part: int) -> Path:
+    """The rows of a part of a shard."""
+    return folder / f"{content}.{part}.encoded.npy"
+
+
+def encoded_parts(folder: Path) -> dict[str, list[int]]:
+    """Key of a shard's latents -> numbers of its parts; lists the folder once for all shards."""
+    parts: dict[str, list[int]] = {}
+    for file in sorted(folder.glob("*.encoded.npy")):
+        content, part, *_ = file.name.split(".")
+        parts.setdefault(content, []).append(int(part))
+    return parts
+
+
 def pairs_file(folder: Path, key: str) -> Path:
     """The rows of a shard's pairs."""
     return folder / f"{key}.pairs.npy"
@@ -156,7 +170,7 @@ class EncodingJob:
 
     def _read_parts(self) -> dict[int, NDArray[Any]]:
         """Number -> rows of each existing part."""
-        return {part: np.load(_encoded_file(self.folder, self.content, part)) for part in self.parts}
+        return {part: np.load(encoded_file(self.folder, self.content, part)) for part in self.parts}
 
     def _encode(self, pairs: Sequence[Pair], part: int, encoder: EncodesImages) -> NDArray[Any]:
         """Write the latents of a new part, one file per size, then its rows."""
@@ -176,7 +190,7 @@ class EncodingJob:
             save_array(latents_file(self.folder, self.content, part, size), latents)
             rows["position"][selected] = np.arange(len(numbers))
             rows["mirrored_position"][selected & flips] = np.arange(len(numbers), len(latents))
-        save_array(_encoded_file(self.folder, self.content, part), rows)
+        save_array(encoded_file(self.folder, self.content, part), rows)
         return rows
 
 
@@ -209,9 +223,9 @@ def build(
     """
     buckets = AspectBuckets.unchanged() if buckets is None else buckets
     folder.mkdir(parents=True, exist_ok=True)
-    parts_of, shards = _encoded_parts(folder), list[EncodingJob]()
+    parts_of, shards = encoded_parts(folder), list[EncodingJob]()
     for shard in pairs.shards:
-        content = content_key({"shard": shard.content, "buckets": buckets.sizes, "mirrored": mirrored})
+        content = shard.latents_key(buckets.sizes, mirrored)
         kept = content_key({"kept": pairs.tasks_of(shard)})  # the tasks of one shard are in memory at a time
         parts = parts_of.get(content, ())
         shards.append(EncodingJob(shard, folder, pairs.rows_of(shard), content, f"{content}-{kept}", parts, buckets, mirrored))
@@ -271,30 +285,13 @@ def _ids_of(parts: dict[int, NDArray[Any]]) -> set[str]:
     return {f"{pair_id:016x}" for rows in parts.values() for pair_id in rows["id"].tolist()}
 
 
-def _encoded_file(folder: Path, content: str, part: int) -> Path:
-    """The rows of a part of a shard."""
-    return folder / f"{content}.{part}.encoded.npy"
-
-
-def _encoded_parts(folder: Path) -> dict[str, list[int]]:
-    """Key of a shard's latents -> numbers of its parts; lists the folder once for all shards."""
-    parts: dict[str, list[int]] = {}
-    for file in sorted(folder.glob("*.encoded.npy")):
-        content, part, *_ = file.name.split(".")
-        parts.setdefault(content, []).append(int(part))
-    return parts
-
-
 def _text_type(texts: Sequence[bytes]) -> str:
     """numpy's type for the longest of these texts."""
     return f"S{max([1, *map(len, texts)])}"
 
 
 def _prune(folder: Path, index: CacheIndex, parts_in_use: set[str]) -> None:
-    """Delete files of other keys; files that mark others as complete go first, so that a kill leaves no false marks."""
+    """Delete files of other keys."""
     in_use = {*index.shards, *index.texts, index.null_text, *parts_in_use}
-    markers = (".pairs.npy", ".encoded.npy", ".texts.npy")
-    for file in sorted(folder.iterdir(), key=lambda file: not file.name.endswith(markers)):
-        parts = file.name.split(".")
-        if file.name != INDEX_FILE and not {parts[0], ".".join(parts[:2])} & in_use:
-            file.unlink()
+    parts_of = {file: file.name.split(".") for file in folder.iterdir() if file.name != INDEX_FILE}
+    delete_files(file for file, parts in parts_of.items() if not {parts[0], ".".join(parts[:2])} & in_use)

@@ -11,6 +11,7 @@ ones of a champion) do not invalidate the latents of the cache.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,13 @@ def save_array(path: Path, array: NDArray[Any]) -> None:
     """Write an array atomically."""
     with replacing(path) as partial:
         np.save(partial, array)
+
+
+def delete_files(files: Iterable[Path]) -> None:
+    """Delete files of a cache; those that mark others as complete go first, so that a kill leaves no false marks."""
+    markers = (".json", ".pairs.npy", ".encoded.npy", ".texts.npy")
+    for file in sorted(files, key=lambda file: not file.name.endswith(markers)):
+        file.unlink()
 
 
 def text_file(folder: Path, key: str, part: str) -> Path:

@@ -40,6 +40,12 @@ def pid_space() -> str:
         return f"{socket.gethostname()}/{psutil.boot_time():.0f}"
 
 
+def boot_id(space: str) -> str:
+    """The boot in a `pid_space`; empty if it has none, as on systems that are not Linux."""
+    boot, _, namespace = space.partition("/")
+    return boot if namespace.startswith("pid:") else ""
+
+
 def user_at_host() -> str:
     """`user@host` of this process."""
     try:

@@ -19,7 +19,7 @@ import psutil
 
 from emuedit.data.atomic_file import replacing
 from emuedit.data.text_hash import hex_hash
-from emuedit.process_identity import pid_space, start_mark
+from emuedit.process_identity import boot_id, pid_space, start_mark
 
 MAX_LOG_BYTES = 10_000_000
 """Size above which a log is renamed at a start: many days of access lines of a server, and an editor still opens it quickly."""
@@ -62,7 +62,7 @@ class ProcessRecord:
         here = pid_space()
         if not self.host or self.pid_space == here or self.is_running:
             return False
-        is_other_container = "pid:" in here and self.pid_space.partition("/")[0] == here.partition("/")[0]
+        is_other_container = boot_id(self.pid_space) == boot_id(here) != ""
         return self.host != socket.gethostname() or is_other_container
 
     @property
@@ -214,7 +214,9 @@ def _session(record: ProcessRecord) -> set[psutil.Process]:
 
     An id is not reused while a session has it, so a process with this id and another mark means that none is left.
     """
-    if record.started_s < psutil.boot_time() or start_mark(record.pid) not in ("", record.start_mark):
+    boot = boot_id(record.pid_space)  # without one, the clock decides, which may have been set since
+    was_before_boot = boot != boot_id(pid_space()) if boot else record.started_s < psutil.boot_time()
+    if was_before_boot or start_mark(record.pid) not in ("", record.start_mark):
         return set()
     members = set()
     for process in psutil.process_iter():

@@ -1,10 +1,12 @@
 """Logs of background processes have a bounded size, and a folder whose files cannot be locked is named."""
 
+import contextlib
 import errno
 import fcntl
 import os
 import re
 import socket
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -17,6 +19,7 @@ from emuedit.operations.servers import background_process, server_control
 from emuedit.operations.servers.background_process import BackgroundCommand, ProcessRecord, read_record
 from emuedit.operations.servers.server_control import ServersError
 from emuedit.operations.servers.server_stack import Service
+from emuedit.process_identity import pid_space, start_mark
 
 
 def run_to_end(folder: Path, text: str) -> Path:
@@ -83,7 +86,7 @@ def test_servers_of_another_host_are_not_taken_for_dead(
 
 def test_a_process_that_runs_here_is_not_elsewhere_after_the_machine_was_renamed() -> None:
     """On macOS the scope of process ids has the host's name, too."""
-    mark = background_process.start_mark(os.getpid())
+    mark = start_mark(os.getpid())
     record = ProcessRecord("mlflow", os.getpid(), mark, "", time.time(), "", {}, "an earlier name", "an earlier name/1")
     assert not record.is_elsewhere
     assert replace(record, start_mark="of another process").is_elsewhere
@@ -104,3 +107,30 @@ def test_a_folder_whose_files_cannot_be_locked_is_named(tmp_path: Path, monkeypa
     message = f"want a folder whose files can be locked (flock), got {os.strerror(errno.ENOLCK)}: {tmp_path}; name a folder"
     with pytest.raises(server_control.ServersError, match=re.escape(message)), server_control.locked(tmp_path):
         pass
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the boot is told by the clock")
+@pytest.mark.parametrize("is_this_boot", [True, False])
+def test_children_of_a_dead_process_are_killed_even_if_the_clock_was_set(
+    is_this_boot: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system takes the present time minus the seconds since the boot for the time of the boot."""
+    code = "import subprocess; print(subprocess.Popen(['sleep', '60'], stdout=subprocess.DEVNULL).pid, flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-S", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+    ) as leader:
+        assert leader.stdout is not None
+        child = psutil.Process(int(leader.stdout.readline()))
+        mark = start_mark(leader.pid)
+        leader.kill()
+    space = pid_space() if is_this_boot else "boot 0/pid:[1]"
+    record = ProcessRecord("mlflow", leader.pid, mark, "", time.time(), "", {}, socket.gethostname(), space)
+    told_s = time.time() + 3600 if is_this_boot else 0.0
+    monkeypatch.setattr(psutil, "boot_time", lambda: told_s)
+    try:
+        assert background_process.end_leftovers(record) == is_this_boot
+        assert (start_mark(child.pid) == "") == is_this_boot
+    finally:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()

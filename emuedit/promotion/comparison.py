@@ -25,6 +25,7 @@ from emuedit.data.png import decode_png, encode_png
 from emuedit.data.publish import has_its_bytes, read_summary
 from emuedit.data.records import EvalRecord
 from emuedit.data.shards import read_shard, write_shard
+from emuedit.data.user_cache import entry_ages
 from emuedit.editor.package_layout import MODELS
 from emuedit.editor.settings import EditSettings
 from emuedit.metrics import benchmark
@@ -289,7 +290,6 @@ def _package_files(package: Path) -> list[Path]:
 
 def _prune(cache: Path, newest: Path) -> None:
     """Delete the measurements that were not used for the longest time."""
-    others = (folder for folder in cache.iterdir() if folder != newest)
-    folders = sorted(others, key=lambda folder: folder.stat().st_mtime, reverse=True)
-    for folder in folders[_KEPT_MEASUREMENTS - 1 :]:
-        shutil.rmtree(folder)
+    others = [folder for _, folder in entry_ages(cache) if folder != newest]
+    for folder in others[_KEPT_MEASUREMENTS - 1 :]:
+        shutil.rmtree(folder, ignore_errors=True)  # another process may delete at the same time

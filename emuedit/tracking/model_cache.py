@@ -10,18 +10,17 @@ import os
 import shutil
 import sys
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from emuedit.data.user_cache import cache_folder
+from emuedit.data.user_cache import cache_folder, entry_ages
 from emuedit.tracking.service_errors import FullDiskError
 
 MAX_MODELS = 8
 """Maximum number of models; beyond it, those unused for a day are deleted, the longest unused first."""
 _UNUSED_S = 24 * 3600.0
 _PART = ".part-"  # prefix of the folders of incomplete models
-_IN_USE = ".in-use"  # a file in the folder of a model, locked by those that keep the model
+_IN_USE = ".in-use"  # a file in the folder of a model, locked by those that keep or make the model
 
 Download = Callable[[Path], Path]
 """Downloads a model below a folder, and returns its path."""
@@ -47,6 +46,7 @@ def get(key: str, download: Download) -> Path:
     if models is not None:
         try:
             models.mkdir(parents=True, exist_ok=True)
+            _prune_parts(models)
             path = _fill(models, key, download)
             _prune(models, key)
             return path
@@ -83,8 +83,10 @@ def _is_kept(model: Path) -> bool:
 
 
 def _fill(models: Path, key: str, download: Download) -> Path:
-    with tempfile.TemporaryDirectory(dir=models, prefix=_PART, ignore_cleanup_errors=True) as temporary:
-        path = download(Path(temporary))
+    with _part(models) as part:
+        folder = part / "download"
+        folder.mkdir()
+        path = download(folder)
         try:
             path.rename(models / key)
         except OSError:
@@ -93,19 +95,36 @@ def _fill(models: Path, key: str, download: Download) -> Path:
     return models / key
 
 
+@contextlib.contextmanager
+def _part(models: Path) -> Iterator[Path]:
+    """A folder for an incomplete model, deleted at the end. Its lock, where files can be locked, ends with this process."""
+    with tempfile.TemporaryDirectory(dir=models, prefix=_PART, ignore_cleanup_errors=True) as temporary:
+        lock = Path(temporary, _IN_USE)
+        with lock.open("w") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_SH)
+            except OSError:  # a file system without flock
+                lock.unlink()
+            yield Path(temporary)
+
+
+def _delete(path: Path) -> None:
+    """Delete a folder of the cache; a process that is killed now leaves no damaged model under its name."""
+    with contextlib.suppress(OSError), _part(path.parent) as part:
+        path.rename(part / path.name)
+
+
+def _prune_parts(models: Path) -> None:
+    """Delete leftovers of killed downloads and deletions: at once if they were locked, otherwise after a day."""
+    for age_s, path in entry_ages(models):
+        with contextlib.suppress(OSError):  # a folder of another user
+            if path.name.startswith(_PART) and ((path / _IN_USE).exists() or age_s > _UNUSED_S) and not _is_kept(path):
+                _delete(path)
+
+
 def _prune(models: Path, key: str) -> None:
-    """Delete excess models and leftovers of killed downloads and deletions."""
-    ages: list[tuple[float, Path]] = []
-    for path in models.iterdir():
-        with contextlib.suppress(OSError):  # another process may delete at the same time, also below
-            ages.append((time.time() - path.stat().st_mtime, path))
-    ages = sorted((age_s, path) for age_s, path in ages if path.name != key)
-    complete = [(age_s, path) for age_s, path in ages if not path.name.startswith(".")]
-    parts = [(age_s, path) for age_s, path in ages if path.name.startswith(_PART)]
-    for age_s, path in (*complete[MAX_MODELS - 1 :], *parts):
+    """Delete excess models."""
+    complete = [(age_s, path) for age_s, path in entry_ages(models) if path.name != key and not path.name.startswith(".")]
+    for age_s, path in complete[MAX_MODELS - 1 :]:
         if age_s > _UNUSED_S and not _is_kept(path):
-            with (
-                contextlib.suppress(OSError),
-                tempfile.TemporaryDirectory(dir=models, prefix=_PART, ignore_cleanup_errors=True) as part,
-            ):
-                path.rename(Path(part, path.name))  # a process that is killed now leaves no damaged model under its name
+            _delete(path)

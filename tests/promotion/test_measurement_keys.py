@@ -1,5 +1,7 @@
 """A measurement or an evaluation is used again for the same conditions and files of the package, and for no others."""
 
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -75,3 +77,22 @@ def test_a_package_is_measured_again_if_a_file_changes_on_which_edits_depend(
         (package / name).write_text(content)
         comparison.measure(package, "champion", CONDITIONS, workspace)
     assert len(measured) == n_measured
+
+
+def test_measurements_that_another_process_deletes_at_the_same_time_are_no_hindrance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = [tmp_path / str(number) for number in range(comparison._KEPT_MEASUREMENTS + 2)]
+    for number, folder in enumerate(folders):
+        folder.mkdir()
+        os.utime(folder, (number, number))
+    (tmp_path / "deleted").symlink_to("nowhere")  # has no time of change, as a folder that was deleted since it was listed
+    delete = shutil.rmtree
+
+    def delete_twice(folder: Path, **options: Any) -> None:
+        delete(folder)
+        delete(folder, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", delete_twice)
+    comparison._prune(tmp_path, folders[-1])
+    assert [folder for folder in folders if folder.exists()] == folders[2:]

@@ -1,5 +1,7 @@
 """The cache of downloaded models, of which tests/doors/test_places.py has more tests."""
 
+import errno
+import fcntl
 import os
 import shutil
 from pathlib import Path
@@ -32,3 +34,42 @@ def test_models_that_other_processes_delete_at_the_same_time_are_no_hindrance(
     model_cache.get("new", download_to)
     left = {path.name for path in (tmp_path / "emuedit/registered-models").iterdir()}
     assert left == {"new", *(path.name for path in models[2:])}
+
+
+def test_what_a_killed_download_left_is_deleted_before_the_next_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    models = tmp_path / "emuedit/registered-models"
+    killed = models / ".part-killed"
+
+    def check_and_download(folder: Path) -> Path:
+        assert not killed.exists()
+        return download_to(folder)
+
+    def download_slowly(folder: Path) -> Path:
+        shutil.copytree(folder.parent, killed)  # nobody has locked the copy
+        model_cache.get("other", check_and_download)
+        return download_to(folder)
+
+    model_cache.get("m", download_slowly)
+    assert {path.name for path in models.iterdir()} == {"m", "other"}
+
+
+def test_where_files_cannot_be_locked_an_incomplete_model_is_deleted_after_a_day(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(descriptor: object, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    killed = tmp_path / "emuedit/registered-models/.part-killed"
+
+    def download_slowly(folder: Path) -> Path:
+        shutil.copytree(folder.parent, killed)
+        return model_cache.get("other", download_to)
+
+    model_cache.get("m", download_slowly)
+    assert killed.exists()
+    os.utime(killed, (0, 0))
+    model_cache.get("new", download_to)
+    assert not killed.exists()

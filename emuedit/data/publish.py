@@ -55,7 +55,10 @@ def scratch_folder(root: str | Path, stage: str, key: str, params: Mapping[str, 
         described: dict[str, Any] = json.loads(json.dumps(params))
         for file in sorted(folder.parent.glob(f"*/{_PARAMS_FILE}")):
             if file.parent != folder:
-                earlier = json.loads(file.read_text(encoding="utf-8"))
+                try:
+                    earlier = json.loads(file.read_text(encoding="utf-8"))
+                except (FileNotFoundError, ValueError):  # deleted in the meantime, or cut short by a power loss
+                    continue
                 changed = [name for name in sorted({*described, *earlier}) if described.get(name) != earlier.get(name)]
                 reason = ", ".join(changed) or "its code or input"
                 print(

@@ -257,3 +257,17 @@ def test_hashing_a_large_output_is_reported(
     make_and_publish(tmp_path / "slow", "key")
     assert capsys.readouterr().err.splitlines()[-1] == "captions: hash output: 8/8 files, 100%"
     assert read_bytes(tmp_path / "slow") == read_bytes(tmp_path / "quick")
+
+
+def test_params_of_other_work_that_cannot_be_read_are_not_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """After a power loss a file may be empty; and another run may delete it."""
+    files = [scratch_folder(tmp_path, "train", key, {"steps": 1}) / ".params.json" for key in ("cut", "deleted", "whole")]
+    files[0].write_text("")
+    files[1].unlink()
+    capsys.readouterr()
+    monkeypatch.setattr(Path, "glob", lambda *_: files)
+    scratch_folder(tmp_path, "train", "new", {"steps": 2})
+    (line,) = capsys.readouterr().out.splitlines()
+    assert f"the unfinished work in {files[2].parent} is not continued, because steps changed" in line

@@ -13,7 +13,7 @@ import copy
 import hashlib
 import json
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,6 +52,8 @@ class SessionTurn(Turn):
 
     settings: EditSettings
     """Settings with the seed of this turn."""
+    pack: str | None
+    """Hash of the pack of its task, with which the turn was made; None: no pack added the task."""
 
     def record(self) -> dict[str, Any]:
         """The data that reproduces the turn."""
@@ -59,7 +61,8 @@ class SessionTurn(Turn):
 
 
 class EditSession:
-    """The edit history of one image. Each turn edits the result of the previous turn."""
+    """The edit history of one image. Each turn edits the result of the previous turn. Its images are read-only: copy them to
+    change them."""
 
     def __init__(self, editor: Editor, image: Picture) -> None:
         """Raises EditError for an invalid image."""
@@ -67,6 +70,7 @@ class EditSession:
         pixels = to_rgb(image)
         is_shared = isinstance(image, np.ndarray)  # the caller may change its array later
         self.original: Pixels = pixels.copy() if is_shared else pixels
+        self.original.setflags(write=False)
         self._turns: list[SessionTurn] = []
         self._undone: list[SessionTurn] = []
 
@@ -105,9 +109,15 @@ class EditSession:
         """
         check_instructions(instructions)
         used = [settings.with_changes({"seed": settings.seed + number}) for number in range(len(instructions))]
-        first, *others = self.editor.edit_turns(self.pixels, instructions, tasks, settings, report)
-        results = [replace(first, before=self.pixels), *others]  # without the copy that `edit_turns` makes
-        turns = [SessionTurn(**vars(result), settings=chosen) for result, chosen in zip(results, used, strict=True)]
+        with self.editor.sampler.lock:  # another thread may replace a task
+            first, *others = self.editor.edit_turns(self.pixels, instructions, tasks, settings, report)
+            results = [replace(first, before=self.pixels), *others]  # without the copy that `edit_turns` makes
+            turns = [
+                SessionTurn(**vars(result), settings=chosen, pack=self._pack(result.choice.task))
+                for result, chosen in zip(results, used, strict=True)
+            ]
+        for turn in turns:
+            turn.pixels.setflags(write=False)
         self._turns += turns
         self._undone.clear()
         return turns
@@ -133,14 +143,16 @@ class EditSession:
         return other
 
     def save(self, file: str | Path) -> None:
-        """Write what reproduces every image: instructions, tasks, settings, number format, and hashes of image and
-        editor."""
+        """Write what reproduces every image: instructions, tasks, settings, number format, and hashes of image, editor and packs.
+
+        Raises SessionError if two turns of one task were made with different packs: no editor has both.
+        """
         content = {
             "format": FORMAT,
             "picture": hash_pixels(self.original),
             "editor": self.editor.sampler.fingerprint,
             "dtype": self._dtype,
-            "packs": self._packs(turn.choice.task for turn in self._turns),
+            "packs": self._packs(),
             "turns": [turn.record() for turn in self._turns],
         }
         with replacing(Path(file)) as partial:
@@ -171,9 +183,8 @@ class EditSession:
                 f"may differ; load the editor with dtype={content['dtype']!r}"
             )
             warnings.warn(message, NumberFormatWarning, stacklevel=2)
-        packs = session._packs((record["task"] for record in content["turns"]), is_complete)
         for task, fingerprint in content.get("packs", {}).items():
-            if packs.get(task) != fingerprint:
+            if session._pack(task, is_complete) != fingerprint:
                 raise SessionError(
                     f"want the pack of the task {task!r} that {file} was made with, got another or none; add that one"
                 )
@@ -187,18 +198,27 @@ class EditSession:
         """Number format of the editor, such as bfloat16."""
         return str(self.editor.sampler.dtype).removeprefix("torch.")
 
-    def _packs(self, tasks: Iterable[str], with_thresholds: bool = True) -> dict[str, str]:
-        """Task -> hash of its pack, for those of the tasks that a pack added. with_thresholds: of its change threshold, too."""
+    def _pack(self, task: str, with_threshold: bool = True) -> str | None:
+        """Hash of the pack that the editor has of a task; None: no pack added it. with_threshold: with its change threshold."""
         from emuedit.editor import task_pack
 
         sampler = self.editor.sampler
-        hashes = {}
-        with sampler.lock:  # another thread may replace a task
-            for task in sorted(set(tasks) & set(sampler.inverted_tasks)):
-                threshold = sampler.change_thresholds.get(task) if with_thresholds else None
-                v = sampler.net.table.rows([task])[0]
-                hashes[task] = task_pack.fingerprint(v, sampler.adapters.get(task), threshold)
-        return hashes
+        with sampler.lock:
+            if task not in sampler.inverted_tasks:
+                return None
+            threshold = sampler.change_thresholds.get(task) if with_threshold else None
+            return task_pack.fingerprint(sampler.net.table.rows([task])[0], sampler.adapters.get(task), threshold)
+
+    def _packs(self) -> dict[str, str]:
+        """Task -> hash of the pack with which its turns were made, for tasks that a pack added."""
+        packs: dict[str, str | None] = {}
+        for turn in self._turns:
+            task = turn.choice.task
+            if packs.setdefault(task, turn.pack) != turn.pack:
+                raise SessionError(
+                    f"want one pack per task in a session file, got turns of the task {task!r} with two; undo those of one pack"
+                )
+        return {task: pack for task, pack in sorted(packs.items()) if pack is not None}
 
     def contact_sheet(self) -> Image.Image:
         """The images of all turns side by side, each with its instruction."""

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import threading
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,9 @@ class PatchSampler:
 
     tasks, inverted_tasks, fingerprint = ("local", "remove"), (), "patch"
     resolution_px, grid_px, max_tokens = 64, 4, 40
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
 
     def is_truncated(self, instruction: str) -> bool:
         return False
@@ -99,6 +103,22 @@ def test_a_session_measures_every_turn_once(editor: Editor, picture: np.ndarray,
     assert len(measured) == 2
     assert turns[0].before is session.original, "without a copy of each image of the session"
     assert turns[1].before is turns[0].pixels
+
+
+def test_the_images_of_a_session_are_read_only(editor: Editor, picture: np.ndarray) -> None:
+    for image in (picture, Image.fromarray(picture)):
+        session = EditSession(editor, image)
+        turns = session.extend(["a", "b"], ["local", "remove"], SETTINGS)
+        images = [
+            session.original,
+            session.pixels,
+            session.undo(),
+            *(array for turn in turns for array in (turn.before, turn.pixels)),
+        ]
+        for array in images:
+            with pytest.raises(ValueError, match="read-only"):
+                array[:] = 0
+    picture[:] = 0  # the caller's own array
 
 
 def test_a_seed_that_grows_out_of_bounds_is_an_error_before_the_first_turn(editor: Editor, picture: np.ndarray) -> None:

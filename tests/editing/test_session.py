@@ -139,6 +139,28 @@ def test_a_task_that_was_learned_again_is_refused(editor: Editor, picture: np.nd
 
 
 @pytest.mark.slow
+def test_a_session_has_the_packs_with_which_its_turns_were_made(editor: Editor, picture: np.ndarray, tmp_path: Path) -> None:
+    file, d_v = tmp_path / "session.json", editor.sampler.net.table.d_v
+    editor.sampler.add_task("cutout", torch.ones(d_v))
+    session = EditSession(editor, picture)
+    session.edit("cut it out", "cutout")
+    session.save(file)
+    content = file.read_text()
+    editor.sampler.remove_task("cutout")
+    session.save(file)
+    assert file.read_text() == content, "whether or not the editor still has the pack"
+    editor.sampler.add_task("cutout", torch.zeros(d_v))
+    session.save(file)
+    assert file.read_text() == content, "and not of the pack that the editor has now"
+    session.edit("cut it out", "cutout")
+    with pytest.raises(SessionError, match="want one pack per task in a session file, got turns of the task 'cutout' with two"):
+        session.save(file)
+    session.undo()
+    session.save(file)
+    assert file.read_text() == content
+
+
+@pytest.mark.slow
 def test_a_task_with_another_threshold_is_refused(editor: Editor, picture: np.ndarray, tmp_path: Path) -> None:
     file, v = tmp_path / "session.json", torch.ones(editor.sampler.net.table.d_v)
     editor.sampler.add_task("cutout", v)

@@ -75,9 +75,11 @@ def save(
     pipeline: the pipeline of the base model or an editor, with the frozen parts. training: facts for the model card, such as
     `base_model` and `steps` (see `model_card`), and `resolution` in px, at which the editor edits (see `training_resolution`);
     None: the facts of `pipeline`. Parts are converted one at a time, so memory holds at most one converted copy.
+    Raises ValueError for a network with adapters or learned change thresholds (`TaskEmbedding.check_storable`).
     """
     from emuedit.editor.edit_pipeline import EmuEditPipeline
 
+    net.table.check_storable()
     editor_fingerprint = fingerprint(net, dtype)
     parts = {name: getattr(pipeline, name, None) for name in FROZEN_PARTS}
     zero_null_text = bool(getattr(pipeline.config, "force_zeros_for_empty_prompt", False))

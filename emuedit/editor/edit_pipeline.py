@@ -104,9 +104,13 @@ class EmuEditPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is 
         return snapshot_download(pretrained_model_name, allow_patterns=list(FOLDER_FILES), **options)
 
     def save_pretrained(self, save_directory: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
-        """Write the pipeline and its model card. Raises ValueError for formats other than safetensors."""
+        """Write the pipeline and its model card.
+
+        Raises ValueError for formats other than safetensors, and for tasks that have an adapter or a learned change threshold.
+        """
         if not safe_serialization:
             raise ValueError("want safe_serialization=True, got False: pickled weights can run code; omit the argument")
+        self.task_embedding.check_storable()
         super().save_pretrained(save_directory, **kwargs)
         model_card.write(self, save_directory)
 
@@ -137,7 +141,7 @@ class EmuEditPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is 
         super().enable_group_offload(**options, exclude_modules=[*excluded, "task_embedding"])
 
     def sampler(self) -> EditSampler:
-        """A sampler with these parts, which edits tensors."""
+        """A sampler with these parts, which edits tensors. Tasks that one sampler adds are those of the pipeline, too."""
         from emuedit.editor.checkpoint import FrozenParts  # avoids a circular import
         from emuedit.editor.sampling import EditSampler
 

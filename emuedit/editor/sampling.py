@@ -43,10 +43,7 @@ class EditSampler:
         self.net, self.parts, self.fingerprint, self.dtype = net, parts, fingerprint, dtype
         self._uses_autocast = dtype != torch.float32 and next(net.unet.parameters()).dtype == torch.float32
         self.lock = threading.RLock()  # an active adapter affects all users of the network
-        self.adapters: dict[str, TaskAdapter] = {}
-        """Task -> adapter, for tasks learned with one."""
-        self.change_thresholds: dict[str, float] = {}
-        """Task -> change threshold, for learned tasks whose results keep a part of the image."""
+        self.adapters, self.change_thresholds = net.table.adapters, net.table.change_thresholds  # of all samplers of the network
         self.grid_px = grid_of(parts)
         self.resolution_px = checkpoint.training_resolution(parts)
         """Side in px of a square with the area of the editor's training images."""
@@ -229,12 +226,8 @@ class EditSampler:
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
         """Write the editor, including added tasks, as a pipeline folder for `load`.
 
-        Raises ValueError for an editor with adapters, which this format cannot store.
+        Raises ValueError for an editor with adapters or learned change thresholds, which this format cannot store.
         """
-        if self.adapters:
-            raise ValueError(
-                f"want tasks without adapters in a pipeline folder, got {sorted(self.adapters)}; keep their packs next to it"
-            )
         self.fingerprint = checkpoint.save(self.net, self.parts.pipeline, Path(folder), dtype)
 
     def add_task(self, name: str, v: Tensor, adapter: TaskAdapter | None = None, change_threshold: float | None = None) -> None:
@@ -253,8 +246,6 @@ class EditSampler:
         """Remove a task that `add_task` added, with its adapter and change threshold."""
         with self.lock:
             self.net.table.remove(name)
-            self.adapters.pop(name, None)
-            self.change_thresholds.pop(name, None)
 
     def add_pack(self, file: str | Path, reserved_names: Sequence[str] = ()) -> task_pack.TaskPack:
         """Add the task of a pack.

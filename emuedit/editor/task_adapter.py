@@ -94,6 +94,6 @@ class TaskAdapter:
 def _add_update(a: Tensor, b: Tensor, layer: Any, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor:
     x = inputs[0]
     if a.dim() == 2:
-        return out + F.linear(F.linear(x, a.to(x.dtype)), b.to(x.dtype))
-    low = F.conv2d(x, a.to(x.dtype), None, layer.stride, layer.padding, layer.dilation)
-    return out + F.conv2d(low, b.to(x.dtype))
+        return out + F.linear(F.linear(x, a.to(x)), b.to(x))
+    low = F.conv2d(x, a.to(x), None, layer.stride, layer.padding, layer.dilation)
+    return out + F.conv2d(low, b.to(x))

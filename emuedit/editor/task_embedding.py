@@ -7,7 +7,7 @@ timestep embedding and passes it to cross-attention. The use of one token, and D
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 from emuedit.name_hints import closest_match
 from emuedit.tasks import ALL_TASKS, UnknownTaskError
+
+if TYPE_CHECKING:
+    from emuedit.editor.task_adapter import TaskAdapter
 
 
 class TaskEmbedding(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is Any
@@ -37,6 +40,10 @@ class TaskEmbedding(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers
         self.to_token = nn.Linear(d_v, d_text)
         n_trained = len(names) if n_trained is None else n_trained
         self.register_to_config(d_v=d_v, d_text=d_text, names=list(names), n_trained=n_trained, weights=weights)
+        self.adapters: dict[str, TaskAdapter] = {}
+        """Task -> adapter, for tasks learned with one; not saved."""
+        self.change_thresholds: dict[str, float] = {}
+        """Task -> change threshold, for learned tasks whose results keep a part of the image; not saved."""
 
     @property
     def d_v(self) -> int:
@@ -85,10 +92,23 @@ class TaskEmbedding(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers
         self.register_to_config(names=[*self.names, name])
 
     def remove(self, name: str) -> None:
-        """Remove a row that was added by `add`. Raises ValueError for a trained task, UnknownTaskError for an unknown one."""
+        """Remove a row that was added by `add`, with the task's adapter and change threshold.
+
+        Raises ValueError for a trained task, UnknownTaskError for an unknown one.
+        """
         row = self.index(name)
         if row < self.n_trained:
             raise ValueError(f"want an added task, got {name!r}, which the editor was trained on")
         kept = [i for i in range(len(self.names)) if i != row]
         self.v = nn.Parameter(self.v.detach()[kept], requires_grad=self.v.requires_grad)
         self.register_to_config(names=[self.names[i] for i in kept])
+        self.adapters.pop(name, None)
+        self.change_thresholds.pop(name, None)
+
+    def check_storable(self) -> None:
+        """Raise ValueError for tasks with an adapter or a change threshold, which a pipeline folder cannot store."""
+        if names := sorted({*self.adapters, *self.change_thresholds}):
+            raise ValueError(
+                f"want tasks without adapters and change thresholds in a pipeline folder, got {names}; remove them, and keep "
+                "their packs next to it"
+            )

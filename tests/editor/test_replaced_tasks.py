@@ -34,6 +34,24 @@ def test_all_batches_have_the_tasks_from_when_the_first_began(make_sampler: Make
 
 
 @pytest.mark.slow
+def test_a_task_that_a_sampler_adds_is_the_same_in_all_calls_of_its_pipeline(make_sampler: MakeSampler) -> None:
+    pipe = make_sampler().parts.pipeline
+    pipe.set_progress_bar_config(disable=True)
+    sampler, v = pipe.sampler(), torch.ones(pipe.task_embedding.d_v)
+    sampler.add_task("new", v, random_adapter(sampler), 0.5)
+    sampler.add_task("plain", v)
+    call: Any = {"prompt": "a", "image": IMAGES[:1] / 2 + 0.5, "output_type": "pt", "change_threshold": 0.03}
+    call |= {"num_inference_steps": 1, "image_guidance_scale": 1.0, "guidance_scale": 1.0}
+    got, other = (pipe(task=task, generator=torch.Generator().manual_seed(0), **call).images * 2 - 1 for task in ("new", "plain"))
+    want = sampler.sample(IMAGES[:1], ["a"], ["new"], SETTINGS, [0]).images
+    torch.testing.assert_close(got, want)
+    assert not torch.equal(got, other), "which has the same embedding without an adapter"
+    pipe.sampler().remove_task("new")
+    assert not sampler.adapters, "the pipeline has one state for all samplers"
+    assert not sampler.change_thresholds
+
+
+@pytest.mark.slow
 def test_the_parts_of_a_task_are_read_while_no_other_thread_can_replace_it(
     make_sampler: MakeSampler, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -132,11 +133,16 @@ def test_tensors_make_the_same_adapter_and_half_of_a_pair_is_an_error(make_sampl
 
 
 @pytest.mark.slow
-def test_an_editor_with_adapters_is_not_saved_as_a_plain_pipeline(make_sampler: MakeSampler, tmp_path) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize("has_adapter", [True, False])
+def test_an_editor_with_adapters_or_thresholds_is_not_saved_as_a_plain_pipeline(
+    has_adapter: bool, make_sampler: MakeSampler, tmp_path: Path
+) -> None:
     sampler = make_sampler()
-    sampler.add_task("new", sampler.net.table.rows(["local"])[0], random_adapter(sampler))
-    with pytest.raises(ValueError, match=r"got \['new'\]; keep their packs next to it"):
-        sampler.save(tmp_path / "editor")
+    learned = (random_adapter(sampler), None) if has_adapter else (None, 0.2)
+    sampler.add_task("new", sampler.net.table.rows(["local"])[0], *learned)
+    for save in (sampler.save, sampler.parts.pipeline.save_pretrained):
+        with pytest.raises(ValueError, match=r"got \['new'\]; remove them, and keep their packs next to it"):
+            save(tmp_path / "editor")
     sampler.remove_task("new")
     sampler.save(tmp_path / "editor")
     assert sampler.tasks[-1] != "new"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers.utils.torch_utils import is_compiled_module
 from huggingface_hub import snapshot_download
 from torch import Tensor
 
@@ -19,7 +20,7 @@ import emuedit.editor.task_embedding  # noqa: F401  diffusers loads parts only o
 from emuedit.editor import model_card
 from emuedit.editor.pipeline_images import OUTPUT_TYPES, EditPipelineOutput, convert_output, measure_changes, read_images
 from emuedit.editor.settings import EditSettings
-from emuedit.editor.unet import EditorUNet
+from emuedit.editor.unet import EditorUNet, fingerprint
 from emuedit.models import model_sources, text_to_image
 
 if TYPE_CHECKING:
@@ -104,20 +105,33 @@ class EmuEditPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is 
         return snapshot_download(pretrained_model_name, allow_patterns=list(FOLDER_FILES), **options)
 
     def save_pretrained(self, save_directory: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
-        """Write the pipeline and its model card.
+        """Write the pipeline and its model card. Changed weights get another fingerprint, here and in the folder.
 
         Raises ValueError for formats other than safetensors, and for tasks that have an adapter or a learned change threshold.
         """
         if not safe_serialization:
             raise ValueError("want safe_serialization=True, got False: pickled weights can run code; omit the argument")
         self.task_embedding.check_storable()
+        self._update_fingerprint()
         super().save_pretrained(save_directory, **kwargs)
         model_card.write(self, save_directory)
 
+    def _update_fingerprint(self) -> None:
+        """Register the weights' fingerprint unless the recorded one is theirs in one of the number formats of stored editors."""
+        unet = self.unet._orig_mod if is_compiled_module(self.unet) else self.unet
+        net = EditorUNet(unet, self.task_embedding, self.vae_scale_factor)
+        dtypes = dict.fromkeys((unet.dtype, torch.float16, torch.bfloat16, torch.float32))
+        if not any(fingerprint(net, dtype) == self.task_embedding.fingerprint for dtype in dtypes):
+            self.task_embedding.register_to_config(weights=fingerprint(net, unet.dtype))
+
     def _upload_folder(self, working_dir: Any, *args: Any, **kwargs: Any) -> Any:
-        """Upload a saved pipeline with our model card; `push_to_hub` writes an empty card if the repository has none."""
+        """Upload a saved pipeline with our model card; `push_to_hub` writes the repository's card, or an empty one, over it.
+
+        A card of the repository is kept if someone wrote it, or removed the marker of ours.
+        """
         card = Path(working_dir, model_card.CARD_FILE)
-        if not card.is_file() or "[More Information Needed]" in card.read_text(encoding="utf-8"):
+        text = card.read_text(encoding="utf-8") if card.is_file() else model_card.MARKER
+        if model_card.MARKER in text or "[More Information Needed]" in text:
             model_card.write(self, working_dir)
         return super()._upload_folder(working_dir, *args, **kwargs)
 

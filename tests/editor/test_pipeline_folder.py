@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from PIL import Image
 
+from emuedit.editor import model_card
 from emuedit.editor.edit_pipeline import EmuEditPipeline
+from emuedit.editor.sampling import EditSampler
 from emuedit.tasks import ALL_TASKS
 
 ROOT = Path(__file__).parents[2]
@@ -104,6 +107,43 @@ def test_the_card_is_pushed_unless_the_repository_has_its_own(pipe: EmuEditPipel
     monkeypatch.setattr(hub_utils, "load_or_create_model_card", lambda *_, **__: edited_card)
     pipe.push_to_hub("owner/editor")
     assert "Our card." in pushed["card"]
+
+
+@pytest.mark.slow
+def test_the_card_of_an_earlier_push_is_replaced(pipe: EmuEditPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pushed: list[str] = []
+    monkeypatch.setattr(
+        DiffusionPipeline, "_upload_folder", lambda _, folder: pushed.append(Path(folder, "README.md").read_text())
+    )
+    (tmp_path / "README.md").write_text(model_card.render(pipe))
+    pipe.sampler().add_task("contour", torch.ones(pipe.task_embedding.d_v))
+    pipe._upload_folder(tmp_path)
+    assert pushed == [model_card.render(pipe)]
+    assert "`contour`" in pushed[0]
+
+
+@pytest.mark.slow
+def test_changed_weights_are_saved_with_another_fingerprint(pipe: EmuEditPipeline, tmp_path: Path) -> None:
+    """A pack works only with the weights on which it was learned."""
+    recorded = pipe.task_embedding.fingerprint
+    pipe.unet = torch.compile(pipe.unet)
+    pipe.save_pretrained(tmp_path)
+    assert pipe.task_embedding.fingerprint == recorded, "compiled or not"
+    pipe.unet = pipe.unet._orig_mod
+    with torch.no_grad():
+        pipe.unet.conv_in.weight += 1
+    pipe.save_pretrained(tmp_path)
+    again = EmuEditPipeline.from_pretrained(tmp_path)
+    assert again.task_embedding.fingerprint == pipe.task_embedding.fingerprint != recorded
+
+
+@pytest.mark.slow
+def test_the_fingerprint_is_kept_in_a_wider_number_format(make_sampler: Callable[..., EditSampler], tmp_path: Path) -> None:
+    sampler = make_sampler()
+    sampler.save(tmp_path / "half", torch.float16)
+    pipe = EmuEditPipeline.from_pretrained(tmp_path / "half", dtype=torch.float32)
+    pipe.save_pretrained(tmp_path / "full")
+    assert pipe.task_embedding.fingerprint == sampler.fingerprint
 
 
 @pytest.mark.slow

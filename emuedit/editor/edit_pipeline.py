@@ -22,6 +22,7 @@ from emuedit.editor.pipeline_images import OUTPUT_TYPES, EditPipelineOutput, con
 from emuedit.editor.settings import EditSettings
 from emuedit.editor.unet import EditorUNet, fingerprint
 from emuedit.models import model_sources, text_to_image
+from emuedit.models.denoising import Denoiser
 
 if TYPE_CHECKING:
     from emuedit.editor.sampling import EditSampler
@@ -47,6 +48,8 @@ class EmuEditPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is 
     _exclude_from_cpu_offload: ClassVar = ["task_embedding"]  # a few rows, looked up without a forward call
     _optional_components: ClassVar = ["text_encoder_2", "tokenizer_2"]
     _callback_tensor_inputs: ClassVar = ["latents"]
+    _interrupt = False
+    _num_timesteps = 0
 
     def __init__(
         self,
@@ -74,6 +77,16 @@ class EmuEditPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is 
         """Valid values of `task`: the trained tasks and the tasks added by inversion."""
         names: tuple[str, ...] = self.task_embedding.names
         return names
+
+    @property
+    def num_timesteps(self) -> int:
+        """Number of denoising steps of the last call; a scheduler of second order has more than `num_inference_steps`."""
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether the call ends after its present step: as in diffusers, a callback sets `_interrupt`."""
+        return self._interrupt
 
     @property
     def dtype(self) -> torch.dtype:
@@ -204,7 +217,8 @@ class EmuEditPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is 
         latents: standard normal noise [n, C, h, w] in place of drawn noise.
         output_type: "pil": images; "np": float32 [n, H, W, 3] in [0, 1]; "pt": float32 [n, 3, H, W] in [0, 1], on the CPU.
         callback_on_step_end: called as callback(pipeline, step, timestep, {"latents": z_t}) after each step; sampling continues
-          with the "latents" that it returns.
+          with the "latents" that it returns. It may end the call by `pipeline._interrupt = True`. Images of tasks with an
+          adapter are denoised apart from the others, so z_t has a part of the n rows then.
         Raises UnknownTaskError, SettingsError for a setting out of bounds, and ValueError for other invalid arguments.
         """
         from emuedit.editor.sampling_options import SamplingOptions
@@ -239,7 +253,11 @@ class EmuEditPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is 
         images = pictures.expand(n_prompts, -1, -1, -1).repeat_interleave(num_images_per_prompt, 0)  # [n, 3, H, W]
         generators = _one_per_result(generator, len(images))
         text_to_image.avoid_vae_overflow(self.vae)
-        with self.progress_bar(total=num_inference_steps) as progress_bar:
+        prompts, tasks = repeat("prompt", prompt), repeat("task", task)
+        self._interrupt = False
+        self._num_timesteps = len(Denoiser(self.scheduler, settings.steps, torch.device("cpu")).timesteps)
+        n_batches = len({name if name in self.task_embedding.adapters else None for name in tasks})
+        with self.progress_bar(total=self._num_timesteps * n_batches) as progress_bar:
 
             def after_step(step: int, t: Tensor, z_t: Tensor) -> Tensor:
                 progress_bar.update()
@@ -248,8 +266,7 @@ class EmuEditPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is 
                 return callback_on_step_end(self, step, t, {"latents": z_t}).get("latents", z_t)
 
             negative_prompts = repeat("negative_prompt", negative_prompt) if negative_prompt else []
-            options = SamplingOptions(negative_prompts, latents, after_step)
-            prompts, tasks = repeat("prompt", prompt), repeat("task", task)
+            options = SamplingOptions(negative_prompts, latents, after_step, lambda: self._interrupt)
             edited = self.sampler().sample(images, prompts, tasks, settings, generators, options=options).images
         self.maybe_free_model_hooks()
         results = convert_output(edited, output_type)

@@ -221,6 +221,8 @@ class EditSampler:
                 z_t = options.after_step(step, t, z_t)
             if options.report is not None:
                 options.report(n)
+            if options.is_interrupted is not None and options.is_interrupted():
+                break
         return z_t, change_probability
 
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:

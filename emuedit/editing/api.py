@@ -17,6 +17,7 @@ from emuedit.editing.edit_error import EditError, RefusedInstructionError
 from emuedit.editing.edit_turn import TaskChoice, Turn
 from emuedit.editing.editor_inputs import (
     Picture,
+    check_image,
     check_images,
     check_instructions,
     check_settings,
@@ -30,6 +31,8 @@ from emuedit.editor.package_layout import BUILT_IN_PACKS, PACK_FOLDER, ROUTER, U
 from emuedit.editor.settings import EditSettings
 
 if TYPE_CHECKING:
+    import torch
+
     from emuedit.editor.sampling import EditSampler
     from emuedit.editor.sampling_options import ReportStep
     from emuedit.editor.task_pack import TaskPack
@@ -77,8 +80,8 @@ class Editor:
     def load(
         cls,
         source: str | Path | None = None,
-        device: str = "auto",
-        dtype: str = "auto",
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
         settings: EditSettings | None = None,
         max_pixels_per_batch: int | None = None,
     ) -> Editor:
@@ -86,22 +89,23 @@ class Editor:
 
         source: a folder, a registered model (`models:/name@alias`, `models:/name/3`), a run's model (`runs:/id/path`), or a
           hub id `owner/name`; None: the champion, or `models/` if none is registered.
-        device, dtype: device and number format; 'auto' chooses fast and correct ones for this machine.
+        device, dtype: device and number format, by name or as torch objects; 'auto' chooses fast and correct ones here.
         settings: defaults of all edits; replace those of the package (see `read_settings`).
         max_pixels_per_batch: bound on the memory of a list of edits: pixels, at the size at which images are edited, that enter
           the network at once, at least one image; None: eight images of 512 px. Results do not depend on it, up to rounding.
         Raises PackageError for a source without an editor (the message says what was found), and ManifestError for a
-        registered package whose files were changed, EditError for max_pixels_per_batch below 1.
+        registered package whose files were changed, EditError for settings of another type and max_pixels_per_batch below 1.
         """
         from emuedit.editor import sampling, task_pack
         from emuedit.editor.task_pack import TaskPackError
         from emuedit.predictor import task_predictor
         from emuedit.runtime import Runtime
 
+        check_settings(settings, EditSettings())
         folder, name = resolve_source(source)
         root = find_package(folder)
         check_manifest(root)
-        runtime = Runtime.choose(device, dtype)
+        runtime = Runtime.choose(str(device), str(dtype).removeprefix("torch."))
         sampler = sampling.load(editor_folder(root), runtime)
         predictor = task_predictor.load(str(root / ROUTER), runtime.device) if (root / ROUTER).is_dir() else None
         editor = cls(sampler, predictor, settings or read_settings(root), name, root, max_pixels_per_batch)
@@ -181,6 +185,7 @@ class Editor:
         Warns as `choose_tasks`.
         """
         if isinstance(images, Image.Image | np.ndarray):
+            check_image(images)
             return self._edit_list([images], [instructions], None if tasks is None else [tasks], settings)[0]
         return self._edit_list(check_images(images), instructions, tasks, settings)
 

@@ -30,20 +30,26 @@ def describe(value: Any) -> str:
 def to_rgb(image: Picture) -> Pixels:
     """A PIL image or uint8 [H, W, 3] -> uint8 [H, W, 3]; transparency is composited on white, see `image_io.read_image`.
 
-    An array is not copied; of a subclass, such as a masked array, the data are used. Raises EditError for another array, an
-    image without pixels, and a PIL image with 32 bits per value, whose range is unknown; ImageError for a damaged image.
+    An array is not copied; of a subclass, such as a masked array, the data are used. Raises what `check_image` raises, and
+    ImageError for a damaged image.
     """
+    check_image(image)
+    return image_io.convert_to_rgb(image).pixels if isinstance(image, Image.Image) else np.asarray(image)
+
+
+def check_image(image: Any) -> None:
+    """Raise EditError unless it is a PIL image of 8 or 16 bits per value (the range of 32 bits is unknown), or uint8 [H, W, 3],
+    with pixels."""
     is_picture = isinstance(image, Image.Image) and image.mode not in ("I", "F")
     is_array = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
     if not is_picture and not is_array:
         kind = " ".join(str(getattr(image, name)) for name in ("mode", "dtype", "shape") if hasattr(image, name))
-        raise EditError(
-            f"want a PIL image of 8 or 16 bits per value, or uint8 [H, W, 3]; got {type(image).__name__} {kind}".rstrip()
-        )
+        advice = "; pass list(images)" if isinstance(image, np.ndarray) and image.ndim == 4 else ""
+        got = f"{type(image).__name__} {kind}".rstrip()
+        raise EditError(f"want a PIL image of 8 or 16 bits per value, or uint8 [H, W, 3]; got {got}{advice}")
     width, height = image.size if isinstance(image, Image.Image) else image.shape[1::-1]
     if not width or not height:
         raise EditError(f"want an image of at least one pixel, got {width} x {height}; pass an image with pixels")
-    return image_io.convert_to_rgb(image).pixels if isinstance(image, Image.Image) else np.asarray(image)
 
 
 def check_images(images: Any) -> Sequence[Picture]:
@@ -90,6 +96,7 @@ def check_settings(settings: Any, default: EditSettings) -> EditSettings:
         return default
     if not isinstance(settings, EditSettings):
         raise EditError(
-            f"want EditSettings, got {type(settings).__name__} {describe(settings)}; use editor.settings.with_changes(...)"
+            f"want EditSettings, got {type(settings).__name__} {describe(settings)}; use EditSettings(...), or "
+            "editor.settings.with_changes(...)"
         )
     return settings

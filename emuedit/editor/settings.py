@@ -4,6 +4,7 @@ Params, command line options, the signature of the registered model and `Editor.
 needs a field and a default here, and the code that uses it.
 """
 
+import numbers
 from collections.abc import Mapping
 from typing import Any
 
@@ -68,8 +69,11 @@ class EditSettings(Params):
         return guidance_to
 
     def with_changes(self, changes: Mapping[str, Any]) -> "EditSettings":
-        """These settings with some values replaced. Raises SettingsError, which names the setting and the problem."""
-        values = self.model_dump() | dict(changes)
+        """These settings with some values replaced; numbers may be numpy's.
+
+        Raises SettingsError, which names the setting and the problem.
+        """
+        values = self.model_dump() | {name: _to_builtin(value) for name, value in changes.items()}
         for name in changes:
             if name not in EditSettings.model_fields:
                 renamed = new_name(name)
@@ -79,3 +83,10 @@ class EditSettings(Params):
             return EditSettings.model_validate(values)
         except ValidationError as error:
             raise SettingsError("; ".join(describe_values(error))) from error
+
+
+def _to_builtin(value: Any) -> Any:
+    """The int or float of a number of another type, such as numpy's; other values, and bool, as they are."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return value
+    return int(value) if isinstance(value, numbers.Integral) else float(value)

@@ -35,6 +35,11 @@ def test_a_missing_task_predictor_is_no_refusal() -> None:
     assert type(error.value) is EditError
 
 
+def test_a_stack_of_images_is_refused_with_the_advice_to_pass_a_list(editor: Editor) -> None:
+    with pytest.raises(EditError, match=r"got ndarray uint8 \(2, 16, 20, 3\); pass list\(images\)$"):
+        editor.edit(np.stack([IMAGE, IMAGE]), ["make it red", "remove it"], ["local", "remove"])  # type: ignore[call-overload]
+
+
 def test_a_folder_without_an_editor_is_no_invalid_edit(tmp_path: Path) -> None:
     with pytest.raises(PackageError) as error:
         Editor.load(tmp_path)

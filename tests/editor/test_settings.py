@@ -1,6 +1,7 @@
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 
@@ -74,6 +75,15 @@ def test_values_of_another_type_are_refused(name: str, value: Any) -> None:
 
 def test_an_integer_is_accepted_for_a_float() -> None:
     assert EditSettings().with_changes({"guidance_scale": 4}).guidance_scale == 4.0
+
+
+def test_numbers_of_numpy_are_accepted() -> None:
+    changed = EditSettings().with_changes({"seed": np.int64(3), "steps": np.uint8(7), "preserve": np.float32(0.5)})
+    assert changed == EditSettings(seed=3, steps=7, preserve=0.5)
+    assert (type(changed.seed), type(changed.preserve)) == (int, float)
+    for value in (np.bool_(True), np.float32(3)):
+        with pytest.raises(SettingsError, match=r"^seed: Input should be a valid integer"):
+            EditSettings().with_changes({"seed": value})
 
 
 def test_every_wrong_value_is_named() -> None:

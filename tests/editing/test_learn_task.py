@@ -139,7 +139,6 @@ def test_a_pack_for_another_editor_is_refused_and_left_out_with_a_word(
     [
         (["--name", "remove"], "want a new name, got 'remove'; the editor has the names local, remove"),
         (["--name", "My Task"], "want a name of at most 64 lower-case letters, digits and _"),
-        (["--instruction", "x", "--rank", "-1"], "adapter_rank"),
     ],
 )
 def test_what_cannot_be_learned_is_refused_before_anything_is_computed(

@@ -4,6 +4,7 @@ OpenLineage's own settings (`OPENLINEAGE_URL`, `OPENLINEAGE_CONFIG`, `openlineag
 `.emuedit/openlineage.jsonl`. The version of a dataset is its hash, so events of several machines can be combined.
 """
 
+import contextlib
 import datetime as dt
 import os
 import uuid
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from emuedit.dvc_lock import hash_of
+from emuedit.dvc_lock import LockFileError, hash_of
 from emuedit.runtime import seed_for
 from emuedit.tracking.service_errors import hide_password
 from flows.dvc_graph import Graph
@@ -44,8 +45,11 @@ class LineageLog:
         self._is_broken = False
 
     def completed(self, stage: str, times: StageTimes) -> None:
-        """Send START and COMPLETE of a stage, with inputs and outputs as they are in `dvc.lock` now."""
-        self._try(stage, times, self._graph.locked_stages().get(stage, {}), "")
+        """Send START and COMPLETE of a stage, with inputs and outputs as they are in `dvc.lock` now; none if it is damaged."""
+        entry: Mapping[str, Any] = {}
+        with contextlib.suppress(LockFileError):  # such as while DVC writes it for a stage that runs in parallel
+            entry = self._graph.locked_stages().get(stage, {})
+        self._try(stage, times, entry, "")
 
     def failed(self, stage: str, times: StageTimes, message: str) -> None:
         """Send START and FAIL of a stage, with the error message. `dvc.lock` does not know its inputs and outputs."""

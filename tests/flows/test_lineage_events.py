@@ -62,6 +62,19 @@ def test_each_stage_has_two_events_with_its_times_that_join_by_content(graph: dv
     assert events[0]["outputs"] == []
 
 
+@pytest.mark.parametrize("content", ["", "stages:\n  pairs:\n    cmd: python\n    deps"])
+def test_a_lock_that_dvc_is_writing_for_another_stage_costs_no_more_than_the_inputs_and_outputs(
+    content: str, graph: dvc_graph.Graph
+) -> None:
+    log = LineageLog(graph, "run1")
+    (graph.root / "dvc.lock").write_text(content)
+    log.completed("pairs", times(0, 12))
+    (graph.root / "dvc.lock").write_text(LOCK + TRAIN)
+    log.completed("train", times(13, 43))
+    ends = [event for event in read_events(graph) if event["eventType"] == "COMPLETE"]
+    assert [[output["name"] for output in event["outputs"]] for event in ends] == [[], ["models/editor"]]
+
+
 def test_a_failed_stage_has_its_message_and_no_outputs(graph: dvc_graph.Graph) -> None:
     LineageLog(graph, "run1").failed("pairs", times(0, 3), "stage pairs failed with exit status 1")
     start, end = read_events(graph)

@@ -92,10 +92,15 @@ def visible_gpus() -> list[str]:
 
 
 def open_missing_streams() -> None:
-    """Connect standard output and error to the null device if the caller has closed them (`>&-`), where Python has None."""
+    """Connect standard output and error to the null device if the caller has closed them (`>&-`), where Python has None.
+
+    Child processes inherit it.
+    """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
-            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115  open until the process ends
+            stream = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  open until the process ends
+            os.set_inheritable(stream.fileno(), True)
+            setattr(sys, name, stream)
 
 
 def run_and_exit(main: Callable[[], int], wait_for_threads: bool = False) -> NoReturn:

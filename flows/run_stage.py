@@ -123,8 +123,9 @@ def _echo_output(stage: str, stop: threading.Event) -> Iterator[tuple[int, bytea
     """
     tail = bytearray()
     start, silence_s = time.monotonic(), report_interval_s() + _MARGIN_S
-    source, sink = pty.openpty() if sys.stderr.isatty() else os.pipe()
-    if sys.stderr.isatty():
+    is_terminal = sys.stderr is not None and sys.stderr.isatty()
+    source, sink = pty.openpty() if is_terminal else os.pipe()
+    if is_terminal:
         mode = termios.tcgetattr(sink)
         mode[1] &= ~termios.OPOST  # unchanged bytes
         termios.tcsetattr(sink, termios.TCSANOW, mode)
@@ -175,8 +176,13 @@ def _echo_without_hints(stop: threading.Event) -> Iterator[int]:
         reader.join(2.0)
 
 
-def _show(text: str, stream: TextIO) -> None:
-    """Write to our output. Its errors are ignored: without a reader, the stage would wait for ever, or die of a closed pipe."""
+def _show(text: str, stream: TextIO | None) -> None:
+    """Write to our output. Its errors are ignored: without a reader, the stage would wait for ever, or die of a closed pipe.
+
+    stream: None, as Python has it, if our caller has closed it; nothing is shown then.
+    """
+    if stream is None:
+        return
     with contextlib.suppress(OSError, ValueError):  # such as a full disk, a closed terminal, an encoding without a character
         stream.write(text)
         stream.flush()

@@ -60,6 +60,13 @@ processes.open_missing_streams()
 print(f"{sys.stdout.isatty()} {sys.stderr.isatty()}", file=sys.stderr)
 processes.run_and_exit(lambda: argparse.ArgumentParser("tool").parse_args(WORDS))
 """
+CHILD = """
+import subprocess, sys
+from emuedit import processes
+
+processes.open_missing_streams()
+subprocess.run([sys.executable, "-S", "-c", "import sys; print(sys.stdout is None, file=sys.stderr)"])
+"""
 LEAVING_THREAD = """
 import atexit, threading, time
 from emuedit import processes
@@ -150,6 +157,12 @@ def test_streams_that_the_caller_has_closed_are_no_error(tmp_path: Path) -> None
     process = run_python(HELP.replace("WORDS", "['-h']"), tmp_path, stdout=subprocess.PIPE, preexec_fn=lambda: os.close(2))
     assert process.returncode == 0
     assert process.stdout.startswith("usage: tool")
+
+
+@pytest.mark.slow
+def test_children_of_a_process_whose_streams_the_caller_has_closed_have_streams(tmp_path: Path) -> None:
+    process = run_python(CHILD, tmp_path, preexec_fn=lambda: os.close(1))
+    assert (process.returncode, process.stderr) == (0, "False\n")
 
 
 @pytest.mark.slow

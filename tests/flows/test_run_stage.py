@@ -33,8 +33,10 @@ class Ascii(io.StringIO):
         raise UnicodeEncodeError("ascii", text, 0, 1, "ordinal not in range(128)")
 
 
-@pytest.mark.parametrize("stream", [FullDisk(), Ascii()])
-def test_a_stage_whose_output_cannot_be_shown_runs_to_its_end(stream: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("stream", [FullDisk(), Ascii(), None])
+def test_a_stage_whose_output_cannot_be_shown_runs_to_its_end(
+    stream: io.StringIO | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     command = process_guard.command([sys.executable, "-S", "-c", PRINTS_MUCH], timeout_s=60.0)
     monkeypatch.setattr(process_guard, "command", lambda *_: command)
     monkeypatch.setattr(sys, "stdout", stream)

@@ -99,10 +99,11 @@ def _fill(models: Path, key: str, download: Download) -> Path:
 def _part(models: Path) -> Iterator[Path]:
     """A folder for an incomplete model, deleted at the end. Its lock, where files can be locked, ends with this process."""
     with tempfile.TemporaryDirectory(dir=models, prefix=_PART, ignore_cleanup_errors=True) as temporary:
-        lock = Path(temporary, _IN_USE)
-        with lock.open("w") as stream:
+        lock = Path(temporary, f"{_IN_USE}.new")  # renamed once it is locked: unlocked, it marks what a killed process left
+        with lock.open("w+") as stream:  # readable, since a shared lock on NFS requires that
             try:
                 fcntl.flock(stream, fcntl.LOCK_SH)
+                lock.rename(lock.with_name(_IN_USE))
             except OSError:  # a file system without flock
                 lock.unlink()
             yield Path(temporary)

@@ -5,6 +5,7 @@ import fcntl
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -73,3 +74,29 @@ def test_where_files_cannot_be_locked_an_incomplete_model_is_deleted_after_a_day
     os.utime(killed, (0, 0))
     model_cache.get("new", download_to)
     assert not killed.exists()
+
+
+@pytest.mark.parametrize("is_on_nfs", [False, True])
+def test_a_running_download_is_locked_before_another_process_can_take_it_for_a_killed_one(
+    is_on_nfs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    models, flock = tmp_path / "emuedit/registered-models", fcntl.flock
+    running: list[Path] = []
+
+    def lock(stream: Any, operation: int) -> None:
+        if operation == fcntl.LOCK_SH and not running:
+            running.extend(models.iterdir())
+            model_cache._prune_parts(models)
+        if is_on_nfs and operation == fcntl.LOCK_SH and not stream.readable():
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        flock(stream, operation)
+
+    def check_and_download(folder: Path) -> Path:
+        assert running == [folder.parent]
+        assert model_cache._is_kept(folder.parent)
+        return download_to(folder)
+
+    monkeypatch.setattr(fcntl, "flock", lock)
+    assert model_cache.get("m", check_and_download) == models / "m"
+    assert [path.name for path in models.iterdir()] == ["m"]

@@ -17,6 +17,7 @@ from emuedit.data.dependencies import SUMMARY_FILE, content_key
 from emuedit.data.file_hashes import hash_all, hash_file
 from emuedit.data.records import Drop, Record
 from emuedit.data.shards import ShardError, read_shard, write_shard
+from emuedit.data.writable_folder import contents
 from emuedit.progress import Progress
 
 LOGS = "logs"
@@ -81,11 +82,14 @@ def cache_folder(cache: Path, key: str) -> Path:
 
 
 def empty_folder(folder: Path) -> None:
-    """Delete the contents of a folder, `summary.json` first; make it if missing. A link to it and a mount point are kept."""
+    """Delete the contents of a folder, `summary.json` first; make it if missing.
+
+    A link to it and a mount point are kept, and the `lost+found` of a file system.
+    """
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / SUMMARY_FILE).unlink(missing_ok=True)
-    for path in list(folder.iterdir()):
+    for path in contents(folder):
         _delete(path)
 
 

@@ -1,4 +1,4 @@
-"""Check that files can be written to a folder, before the work whose results go there, and make folders for one user."""
+"""Check that a folder is empty or can be written to, before the work whose results go there, and make folders for one user."""
 
 import os
 import stat
@@ -8,6 +8,11 @@ from pathlib import Path
 
 class FolderError(ValueError):
     """Raised for a folder that cannot be written."""
+
+
+def contents(folder: Path) -> list[Path]:
+    """What is in a folder, without the `lost+found` that a new file system has at its root, which belongs to the system."""
+    return [path for path in folder.iterdir() if path.name != "lost+found"]
 
 
 def check_writable(folder: Path) -> None:

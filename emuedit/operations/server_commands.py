@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from emuedit.data.name_list import first_names
+from emuedit.data.writable_folder import contents
 from emuedit.operations.health import registry_checks
 from emuedit.operations.servers import (
     artifact_destination,
@@ -103,7 +104,7 @@ def _check_data_folder(folder: Path) -> None:
     if folder.name == DATA.name or not folder.is_dir() or local_ports.read_ports(folder):
         return
     early_files = {_IGNORED, server_control.LOCK_FILE, artifact_destination.DESTINATION_FILE}  # written before the ports
-    if others := sorted({path.name for path in folder.iterdir()} - early_files):
+    if others := sorted({path.name for path in contents(folder)} - early_files):
         raise ValueError(
             f"want a new folder for --data, or one in which `emuedit up` was called before, got {folder} with "
             f"{first_names(others)}; name another, such as {folder / DATA}"

@@ -13,6 +13,7 @@ from emuedit.data.formats.pair_format import Column, FormatError, get_format
 from emuedit.data.formats.pair_import import CARD, check_output_folder, import_examples
 from emuedit.data.formats.row_conversion import ImportOptions, RowRejected
 from emuedit.data.png import encode_png
+from emuedit.data.publish import empty_folder
 from emuedit.data.records import Pair
 from emuedit.data.writable_folder import FolderError
 
@@ -86,6 +87,16 @@ def test_rows_that_training_cannot_use_are_dropped(changes: dict[str, Any], reas
     options, columns = ImportOptions(pair_format, None, "the dataset itself", None), dict[str, Column](pair_format.columns)
     assert isinstance(options.convert_row(exported_row(), columns), Pair)
     assert options.convert_row(exported_row(**changes), columns) == RowRejected(reason)
+
+
+def test_a_new_disk_can_be_written_to_and_keeps_what_belongs_to_its_file_system(tmp_path: Path) -> None:
+    (tmp_path / "lost+found").mkdir()
+    check_output_folder(tmp_path, "import")
+    (tmp_path / "old").touch()
+    with pytest.raises(FormatError, match="which has other contents"):
+        check_output_folder(tmp_path, "import")
+    empty_folder(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["lost+found"]
 
 
 @pytest.mark.parametrize("place", ["/proc/none/pairs", "file/pairs"])

@@ -65,7 +65,8 @@ def test_up_takes_no_folder_with_files_of_others_and_keeps_a_gitignore(
     assert "in which `emuedit up` was called before, got . with code.py; name another" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == [".gitignore", "code.py"]
     assert Path(".gitignore").read_text() == "scratch\n"
-    for folder in ("new", "new", server_commands.DATA):
+    Path("disk/lost+found").mkdir(parents=True)
+    for folder in ("new", "new", "disk", server_commands.DATA):
         assert cli.main(["up", "--data", str(folder)]) == 1
         assert "no port is free" in capsys.readouterr().err
         assert Path(folder, ".gitignore").read_text() == "*\n"

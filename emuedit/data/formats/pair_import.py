@@ -41,7 +41,7 @@ from emuedit.data.records import Drop, Pair
 from emuedit.data.shards import read_fields, read_shard
 from emuedit.data.text_tables import BadRow
 from emuedit.data.threads import map_in_threads
-from emuedit.data.writable_folder import check_writable
+from emuedit.data.writable_folder import check_writable, contents
 from emuedit.progress import Progress
 
 CARD = "card.md"
@@ -163,7 +163,7 @@ def check_output_folder(out: Path, command: str) -> None:
     check_writable(out)
     summary = read_summary(out) if (out / SUMMARY_FILE).is_file() else None
     if summary is None or summary.stage != command:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if out.exists() and (not out.is_dir() or contents(out)):
             raise FormatError(f"want a new folder to write to, got {out}, which has other contents; name another")
         return
     files = {path.relative_to(out).as_posix(): path for path in out.rglob("*") if path.is_symlink() or not path.is_dir()}

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -28,21 +30,27 @@ from emuedit.models.denoising import Denoiser
 from emuedit.models.text_to_image import TextCondition, grid_of
 from emuedit.runtime import Runtime
 
+if TYPE_CHECKING:
+    from emuedit.editor.task_embedding import TaskEmbedding
+
 MAX_PIXELS_PER_BATCH = 8 * 512**2
 """Eight images of 512 px, which are 24 rows of the U-Net with guidance. Longer lists are split to fit a GPU."""
+_locks: WeakKeyDictionary[TaskEmbedding, threading.RLock] = WeakKeyDictionary()
+"""Task embedding -> the lock of all its samplers. It is no attribute there: a lock can be neither copied nor pickled."""
 
 
 class EditSampler:
     """A trained editor on tensors. `fingerprint`: of the network (16 hex digits), to which task packs are bound.
 
     `dtype`: number format of the computations. float32 weights run under autocast: in training, and on a CPU with bfloat16.
-    Thread-safe: edits of several threads, and task inversion, run one at a time (`lock`).
+    Thread-safe: edits of several threads, and task inversion, run one at a time (`lock`), also those of samplers
+    that share the network.
     """
 
     def __init__(self, net: EditorUNet, parts: FrozenParts, fingerprint: str, dtype: torch.dtype = torch.float32) -> None:
         self.net, self.parts, self.fingerprint, self.dtype = net, parts, fingerprint, dtype
         self._uses_autocast = dtype != torch.float32 and next(net.unet.parameters()).dtype == torch.float32
-        self.lock = threading.RLock()  # an active adapter affects all users of the network
+        self.lock = _locks.setdefault(net.table, threading.RLock())  # an active adapter affects all users of the network
         self.adapters, self.change_thresholds = net.table.adapters, net.table.change_thresholds  # of all samplers of the network
         self.grid_px = grid_of(parts)
         self.resolution_px = checkpoint.training_resolution(parts)

@@ -1,6 +1,9 @@
-"""The denoising steps of a call of the pipeline: their number, the progress bar, and a callback that ends them."""
+"""The denoising steps of a call of the pipeline: number, progress bar, a callback that ends them; and calls in parallel."""
 
+import copy
+import pickle
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +44,22 @@ def test_a_callback_ends_the_call_after_its_step_and_the_next_one_runs_all_steps
     pipe(**CALL, callback_on_step_end=lambda _, step, *rest: steps.append(step) or {})
     assert steps == [0, 1, 0, 1, 2]
     assert not pipe.interrupt
+
+
+@pytest.mark.slow
+def test_calls_of_a_pipeline_run_one_at_a_time_and_beside_those_of_a_copy(pipe: EmuEditPipeline) -> None:
+    """An adapter of a call affects the network, and so the other calls."""
+    copied, unpickled = copy.deepcopy(pipe), pickle.loads(pickle.dumps(pipe))
+    were_free: list[bool] = []
+
+    def check_locks(pipeline: EmuEditPipeline, *_: Any) -> dict[str, Any]:
+        with ThreadPoolExecutor(1) as pool:
+            for other in (pipeline, EmuEditPipeline(**pipeline.components), copied, unpickled):
+                were_free.append(pool.submit(other.sampler().lock.acquire, False).result())
+        return {}
+
+    pipe(**CALL | {"num_inference_steps": 1}, callback_on_step_end=check_locks)
+    assert were_free == [False, False, True, True]
 
 
 @pytest.mark.slow

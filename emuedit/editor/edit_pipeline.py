@@ -218,7 +218,8 @@ class EmuEditPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is 
         output_type: "pil": images; "np": float32 [n, H, W, 3] in [0, 1]; "pt": float32 [n, 3, H, W] in [0, 1], on the CPU.
         callback_on_step_end: called as callback(pipeline, step, timestep, {"latents": z_t}) after each step; sampling continues
           with the "latents" that it returns. It may end the call by `pipeline._interrupt = True`. Images of tasks with an
-          adapter are denoised apart from the others, so z_t has a part of the n rows then.
+          adapter are denoised apart from the others, so z_t has a part of the n rows then; those not begun when the call is ended
+          are returned unedited.
         Raises UnknownTaskError, SettingsError for a setting out of bounds, and ValueError for other invalid arguments.
         """
         from emuedit.editor.sampling_options import SamplingOptions

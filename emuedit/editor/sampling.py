@@ -110,8 +110,8 @@ class EditSampler:
                 f"want one instruction, task and seed for each image, got {n} images, {len(instructions)} instructions, "
                 f"{len(tasks)} tasks, {len(seeds)} seeds"
             )
-        after, shift_of = torch.empty(images.shape), dict[int, float | None]()
-        reconstructions = torch.empty(images.shape) if options.keep_reconstructions else None
+        after, shift_of = torch.empty(images.shape).copy_(images.detach()), dict[int, float | None]()
+        reconstructions = after.clone() if options.keep_reconstructions else None
         for rows, edit in self.raw_edits(images, instructions, tasks, settings, seeds, options):
             before, names = images[rows].float().cpu(), [tasks[row] for row in rows]
             weight = preservation.edit_weight(before, edit, names, settings, self.parts.factor, edit.learned_thresholds)
@@ -136,6 +136,7 @@ class EditSampler:
         """Edits before pixels are preserved, in batches: (row indices, edits of these rows). Arguments: see `sample`.
 
         All batches have the tasks, with their adapters and thresholds, of the time when the first one begins.
+        None begins after an interruption (`options.is_interrupted`).
         """
         with self.lock:  # another thread may replace a task
             v, adapters, thresholds = self.net.table.rows(tasks), dict(self.adapters), dict(self.change_thresholds)
@@ -144,6 +145,8 @@ class EditSampler:
         n_padded = padded_px(height, width, self.grid_px)
         at_once = len(images) if options.after_step else max(1, self.max_pixels_per_batch // n_padded)
         for adapter, rows in _groups(tasks, adapters, at_once):
+            if options.is_interrupted():
+                return
             texts, randoms = [instructions[row] for row in rows], [generators[row] for row in rows]
             chosen = options if len(rows) == len(images) else options.rows(rows)
             with self.lock, nullcontext() if adapter is None else adapter.applied(self.net.unet):
@@ -229,7 +232,7 @@ class EditSampler:
                 z_t = options.after_step(step, t, z_t)
             if options.report is not None:
                 options.report(n)
-            if options.is_interrupted is not None and options.is_interrupted():
+            if options.is_interrupted():
                 break
         return z_t, change_probability
 

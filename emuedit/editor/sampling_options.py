@@ -23,8 +23,9 @@ class SamplingOptions:
     """Standard normal noise to start from, [B, C, h, w]; None: drawn from the seeds."""
     after_step: Callable[[int, Tensor, Tensor], Tensor] | None = None
     """Called with a step's number, its timestep and z_t [B, C, h, w]; returns the latents for the next step."""
-    is_interrupted: Callable[[], bool] | None = None
-    """Called after each step; True ends denoising, and the latents are decoded as they are."""
+    is_interrupted: Callable[[], bool] = lambda: False
+    """Called after each step and before each batch; True ends denoising: the latents are decoded as they are, and the images of
+    batches that have not begun are returned unedited."""
     report: ReportStep | None = None
     """Called after each step of a batch with the number of its images."""
     measure_shifts: bool = False

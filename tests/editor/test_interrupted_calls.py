@@ -47,6 +47,23 @@ def test_a_callback_ends_the_call_after_its_step_and_the_next_one_runs_all_steps
 
 
 @pytest.mark.slow
+def test_images_that_are_not_begun_when_a_callback_ends_the_call_are_returned_unedited(pipe: EmuEditPipeline) -> None:
+    sampler, steps = pipe.sampler(), list[int]()
+    sampler.add_task("new", torch.ones(pipe.task_embedding.d_v), random_adapter(sampler))
+
+    def interrupt(pipeline: EmuEditPipeline, step: int, *_: Any) -> dict[str, Any]:
+        steps.append(step)
+        pipeline._interrupt = True
+        return {}
+
+    call = CALL | {"prompt": ["a", "b"], "task": ["local", "new"], "composite": 0, "change_threshold": 0.0}
+    edited, unedited = pipe(**call, callback_on_step_end=interrupt).images
+    assert steps == [0]
+    np.testing.assert_allclose(unedited, PIXELS / 255, atol=1e-6)
+    assert abs(edited - PIXELS / 255).max() > 0.01
+
+
+@pytest.mark.slow
 def test_calls_of_a_pipeline_run_one_at_a_time_and_beside_those_of_a_copy(pipe: EmuEditPipeline) -> None:
     """An adapter of a call affects the network, and so the other calls."""
     copied, unpickled = copy.deepcopy(pipe), pickle.loads(pickle.dumps(pipe))

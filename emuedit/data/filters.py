@@ -11,10 +11,10 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import AfterValidator
 
-from emuedit.data.shards import SCORE_PREFIX
+from emuedit.data.records import Pair
+from emuedit.data.shards import SCORE_PREFIX, read_fields
 from emuedit.tasks import get_task
 
 DEFAULT = "default"
@@ -122,10 +122,11 @@ def check_scores(table: pa.Table, scores: Iterable[str]) -> None:
 
 
 def read_columns(path: Path, *names: str) -> pa.Table:
-    """Read the named columns of a shard of pairs, and all scores. Images are not read."""
-    file = pq.ParquetFile(path, page_checksum_verification=True)
-    scores = [name for name in file.schema_arrow.names if name.startswith(SCORE_PREFIX)]
-    return file.read(columns=[*names, *scores]).replace_schema_metadata(None)
+    """Read the named columns of a shard of pairs, and all scores. Images are not read.
+
+    Raises ShardError if the file is missing or damaged.
+    """
+    return read_fields(path, Pair, *names, with_scores=True).replace_schema_metadata(None)
 
 
 def encode_labels(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.int32], list[Any]]:

@@ -95,14 +95,19 @@ def read_shard(path: str | Path, kind: type[R], verify: bool = False) -> list[R]
     return records
 
 
-def read_fields(path: Path, kind: type[Record], *names: str) -> pa.Table:
-    """These columns of a shard, without reading the others. Raises ShardError if the file is missing or damaged."""
-    return _read_table(path, kind, list(names))
+def read_fields(path: Path, kind: type[Record], *names: str, with_scores: bool = False) -> pa.Table:
+    """These columns of a shard, and with `with_scores` all scores, without reading the others.
+
+    Raises ShardError if the file is missing or damaged.
+    """
+    return _read_table(path, kind, names, with_scores)
 
 
-def _read_table(path: Path, kind: type[Record], columns: list[str] | None = None) -> pa.Table:
+def _read_table(path: Path, kind: type[Record], names: Sequence[str] | None = None, with_scores: bool = False) -> pa.Table:
     try:
-        return pq.ParquetFile(path, page_checksum_verification=True).read(columns=columns)
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+        scores = [name for name in file.schema_arrow.names if name.startswith(SCORE_PREFIX)] if with_scores else []
+        return file.read(columns=None if names is None else [*names, *scores])
     except FileNotFoundError as error:
         raise ShardError(f"want a shard of {kind.__name__}, got no file at {path}; run the stage that writes it") from error
     except (pa.ArrowException, OSError) as error:

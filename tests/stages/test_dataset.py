@@ -12,7 +12,7 @@ from emuedit.config import ParamsError, load
 from emuedit.data.filters import FilterResult, FiltersError
 from emuedit.data.publish import publish, scratch_folder
 from emuedit.data.records import Pair, Verdict
-from emuedit.data.shards import read_shard, write_shard
+from emuedit.data.shards import ShardError, read_shard, write_shard
 from emuedit.stages import dataset
 from emuedit.stages.dataset import DatasetError, DatasetParams, filter_pairs, run
 from tests.stages.scored_pairs import FILTERS, make_pair, make_params, publish_pairs, publish_toy_pairs, read_verdicts
@@ -194,6 +194,15 @@ def test_filtering_reads_no_picture(tmp_path: Path, pairs: list[Pair], monkeypat
     run(make_params(), tmp_path)
     assert requests
     assert not {"source", "target", "mask"} & {name for columns in requests for name in columns}
+
+
+def test_a_truncated_shard_of_pairs_is_named(tmp_path: Path, pairs: list[Pair]) -> None:
+    shard = sorted((tmp_path / "data/pairs").glob("shard-*.parquet"))[0]
+    content = shard.read_bytes()
+    shard.unlink()  # a link to the scratch, perhaps
+    shard.write_bytes(content[:-9])
+    with pytest.raises(ShardError, match=rf"{shard} is damaged or truncated .*; delete it and run its stage again"):
+        run(make_params(), tmp_path)
 
 
 def test_contact_sheets_and_a_data_card_are_written(tmp_path: Path, pairs: list[Pair]) -> None:

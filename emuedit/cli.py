@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"emuedit: {line}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"emuedit: stopped{stop_note and '; '}{stop_note}", file=sys.stderr)
+        print("; ".join(filter(None, ("emuedit: stopped", stop_note))), file=sys.stderr)
         return 130
 
 

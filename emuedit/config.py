@@ -135,9 +135,8 @@ def load(model: type[P], section: str, path: str | Path = PARAMS_FILE) -> P:
 
 def describe_values(error: ValidationError, names: Mapping[str, str] | None = None) -> list[str]:
     """The wrong values of a model, one line each: key, problem, value. names: key -> its name in the line, such as an option."""
-    keys = [".".join(map(str, details["loc"])) for details in error.errors()]
-    lines = [f"{details['msg']}, got {details['input']!r}" for details in error.errors()]
-    return [f"{(names or {}).get(key, key)}: {line}" for key, line in zip(keys, lines, strict=True)]
+    problems = ((".".join(map(str, details["loc"])), details) for details in error.errors())
+    return [f"{(names or {}).get(key, key)}: {details['msg']}, got {details['input']!r}" for key, details in problems]
 
 
 def load_optional(model: type[P], section: str, path: str | Path = PARAMS_FILE) -> P:

@@ -133,9 +133,10 @@ class EmuEditPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is 
         """Register the weights' fingerprint unless the recorded one is theirs in one of the number formats of stored editors."""
         unet = self.unet._orig_mod if is_compiled_module(self.unet) else self.unet
         net = EditorUNet(unet, self.task_embedding, self.vae_scale_factor)
-        dtypes = dict.fromkeys((unet.dtype, torch.float16, torch.bfloat16, torch.float32))
-        if not any(fingerprint(net, dtype) == self.task_embedding.fingerprint for dtype in dtypes):
-            self.task_embedding.register_to_config(weights=fingerprint(net, unet.dtype))
+        present, recorded = fingerprint(net, unet.dtype), self.task_embedding.fingerprint
+        others = {torch.float16, torch.bfloat16, torch.float32} - {unet.dtype}
+        if present != recorded and not any(fingerprint(net, dtype) == recorded for dtype in others):
+            self.task_embedding.register_to_config(weights=present)
 
     def _upload_folder(self, working_dir: Any, *args: Any, **kwargs: Any) -> Any:
         """Upload a saved pipeline with our model card; `push_to_hub` writes the repository's card, or an empty one, over it.
